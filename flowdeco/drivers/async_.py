@@ -40,9 +40,9 @@ async def perform(start: Callable[[Gate], Evaluated | Run], options: RunOptions,
 async def _begun(start: Callable[[Gate], Evaluated | Run], gate: Gate) -> Evaluated | Run:
     """Begin in a thread; a cancellation abandons the run."""
     __tracebackhide__ = True
-    evaluated, cancelled = await _finished(lambda done: call_in_thread(start, (gate,), None, done), _abandon)
+    evaluated, cancelled = await _finished(lambda done: call_in_thread(start, (gate,), None, done), abandon)
     if cancelled is not None:
-        await _finished(lambda done: call_in_thread(_abandon, (evaluated,), None, done))
+        await _finished(lambda done: call_in_thread(abandon, (evaluated,), None, done))
         if isinstance(evaluated, tuple):
             run, _ = cast("Evaluated", evaluated)
             run.error = run.error or cancelled
@@ -51,11 +51,6 @@ async def _begun(start: Callable[[Gate], Evaluated | Run], gate: Gate) -> Evalua
     if type(evaluated) is Raised:
         raise evaluated.error
     return cast("Evaluated | Run", evaluated)
-
-
-def _abandon(evaluated: Any) -> None:
-    if isinstance(evaluated, tuple):
-        abandon(cast("Evaluated", evaluated)[0])
 
 
 async def _finished(

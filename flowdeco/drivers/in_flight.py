@@ -139,9 +139,8 @@ class InFlight:
     def _watch(self, schedule: Schedule) -> None:
         """Have the deadlines count that apply to what is under way."""
         limited, schedule.limited = schedule.limited, []
-        run = self._worker.gate.deadline
-        found = [(task.branch.deadline, task) for task in limited if task.branch is not None]
-        for innermost, task in [(run, None), *found] if run is not None else found:
+        for task in (None, *limited):
+            innermost = self._worker.gate.deadline if task is None else task.branch.deadline
             deadline = innermost and innermost.first()
             if deadline is None or deadline in self._deadlines:
                 continue
@@ -210,7 +209,7 @@ class InFlight:
             self._worker.later(request.seconds, ticket, None)
         elif isinstance(request, Save):
             del self._waiting[ticket]  # a finished step is written, whatever becomes of the group
-            self._save(ticket, request)
+            self._in_thread(lambda: self._worker.report(ticket, answer_of(request.write, *request.args)))
             return _written
         else:
             assert isinstance(request, Await), "the schedule passes on what branches ask for, not their forks"
@@ -252,9 +251,6 @@ class InFlight:
         """Answer a call that the pool has not made, and never will."""
         if self._waiting.pop(ticket, None) is not None:
             self._worker.report(ticket, Raised(self._lost(name, future)))
-
-    def _save(self, ticket: int, request: Save) -> None:
-        self._in_thread(lambda: self._worker.report(ticket, answer_of(request.write, *request.args)))
 
     def _in_thread(self, call: Callable[[], None]) -> None:
         if self._is_serial:  # a write, which may find out that the run is cancelled: before another call is made

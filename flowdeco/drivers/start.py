@@ -84,7 +84,7 @@ def _begun(start: _Start) -> Evaluated:
     __tracebackhide__ = True
     flow, options, store = start.flow, start.options, Store()
     store.supply(Store(start.inputs))
-    start.check_skip(start.skip)
+    start.check_skip()
     start.check(store)
     run = Run(options.run_id or os.urandom(8).hex(), flow, store)
     if options.journal is None:
@@ -151,7 +151,7 @@ def _from_memory(
             f"its journal could not be pickled with it"
         )
     start = _Start(flow, inputs, options if options.use != () else options._replace(use=kept.use), gate)
-    start.check_skip(start.skip)
+    start.check_skip()
     start.skip = start.skip.union(kept.skip)
     log, steps = kept.log, kept.log.history()
     errors = refusals(options.error, open_questions(steps), before.id)
@@ -188,7 +188,7 @@ def _from_journal(start: _Start, run_id: str, on_change: str, from_stage: str | 
             return _finished(start, whole, journal, inputs or {})
         steps, store, more = _taken_up(remembered, journal, given, inputs, options.error)
         if not finished:
-            start.check_skip(start.skip)
+            start.check_skip()
         start.skip = start.skip.union(remembered.skip)
         start.check(store)
         if from_stage is not None:
@@ -332,11 +332,11 @@ class _Start:
         self._clock = time.perf_counter if options.clock is None else options.clock.time
         self.gate = gate or Gate()
 
-    def check_skip(self, given: frozenset[str]) -> None:
+    def check_skip(self) -> None:
         """Raise `DefinitionError` for a selector that can match nothing; those of an earlier leg were accepted then."""
         __tracebackhide__ = True
-        if given:
-            check_skip(self.flow, given, self.use)
+        if self.skip:
+            check_skip(self.flow, self.skip, self.use)
 
     def check(self, store: Store) -> None:
         """Raise `WiringError` for parameters that nothing can supply."""
@@ -465,8 +465,11 @@ def _leave_journal(run: Run, terms: Terms) -> None:
             terms.recorder.journal = journal
 
 
-def abandon(run: Run) -> None:
+def abandon(evaluated: Evaluated | Run | Raised) -> None:
     """Release the lease of a run that was cancelled before it began; one that was to be resumed stays as it was."""
+    if not isinstance(evaluated, tuple):
+        return
+    run, _ = evaluated
     journal = None if run.resumption is None else run.resumption.journal
     if run.status is not Status.PENDING:
         if journal is not None:

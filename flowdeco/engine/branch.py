@@ -11,10 +11,12 @@ nothing may be performed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.journal import Payload, Row
+from flowdeco.engine.layers import Layers
 from flowdeco.engine.memory import Leftovers, Remains
 from flowdeco.engine.messages import MOST_SHOWN
 from flowdeco.engine.open_scopes import OpenScope, OpenStream
@@ -25,8 +27,9 @@ from flowdeco.engine.terms import Terms
 from flowdeco.engine.waits import Waits
 from flowdeco.errors import Wait
 from flowdeco.events import Event
-from flowdeco.model.definitions import Stream, Unit, stage_selectors
+from flowdeco.model.definitions import Action, Stage, Stream, Unit, stage_selectors
 from flowdeco.model.keys import Name
+from flowdeco.model.options import Middleware
 from flowdeco.model.selectors import switched_off
 from flowdeco.model.store import Store
 
@@ -168,6 +171,22 @@ class Branch:
                 return False
             branch = branch.parent
         return True
+
+    # Layers.
+
+    def layers(
+        self, number: int, layers: tuple[Middleware, ...], stage: Stage | None, action: Action[..., Any] | None = None
+    ) -> Layers:
+        """Return the layers of a step in the current scope; with a journal, they note what they may change in place."""
+        terms, scope, shown = self.terms, self.scope, self.store
+        watch = None if terms.recorder is None else terms.recorder.looks.watch(shown, self.changed)
+        if watch is not None:
+            shown = watch.watched()
+        around = Layers(terms.run_id, shown, scope.pipeline, stage, action, layers, terms.gate)
+        around.values = scope.values
+        if watch is not None:
+            around.watch, around.waits = watch, partial(self.waits_of, number)
+        return around
 
     # Noting outcomes.
 

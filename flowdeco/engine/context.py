@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 from flowdeco.engine.messages import MOST_SHOWN, MessageRecord, Messages, as_payload, cut
 from flowdeco.engine.outcome import step_id
-from flowdeco.engine.waits import Nap, Surroundings, Waits, moment
+from flowdeco.engine.waits import Nap, Waits, moment
 from flowdeco.errors import (
     ANSWERED,
     CONSUMED,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeForm
 
+    from flowdeco.engine.branch import Branch
     from flowdeco.engine.run_logger import RunLogger
     from flowdeco.errors import Wait
     from flowdeco.events import Event
@@ -102,7 +103,7 @@ class Context:
         stage: Stage,
         action: Action[..., Any],
         store: Store,
-        around: Surroundings,
+        around: Branch | _Elsewhere,
         place: tuple[Any, int] | str,
     ) -> None:
         self.run_id = run_id
@@ -409,7 +410,7 @@ class Context:
 
 
 class _Elsewhere:
-    """The surroundings of a detached context: units that come, its waits, and the events for the observers."""
+    """The surroundings of a detached context, in place of a branch: units that come, its waits, events for the observers."""
 
     def __init__(self, coming: list[Stage], waits: Waits) -> None:
         self.events: list[Event] = []

@@ -76,7 +76,7 @@ def try_complete(branch: Branch, step: Step, by: str | None, number: int, starte
         if terms.recorder is not None or unmet(inserted, branch.store, terms.skip):
             return False
     elif value is not step.nothing:
-        if kind not in ATOMS and not _is_plain(kind, value):  # `Raised` as well
+        if kind not in ATOMS and (kind not in HOLDING or unit_in(value) is not None):  # `Raised` as well
             return False
         if step.writes is None and not _collect(branch, step, value):
             return False
@@ -115,10 +115,6 @@ def _collect(branch: Branch, step: Step, value: Any) -> bool:
     except StoreTypeError:
         return False
     return True
-
-
-def _is_plain(kind: type[object], value: Any) -> bool:
-    return kind in HOLDING and unit_in(value) is None
 
 
 def conclude(branch: Branch, act: Execution) -> Failure:

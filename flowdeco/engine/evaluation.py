@@ -57,16 +57,8 @@ from flowdeco.model.definitions import (
 from flowdeco.model.options import Middleware
 from flowdeco.model.reload import reloaded
 from flowdeco.model.steps import Step
-from flowdeco.model.tuples import NamedTuple
 
-__all__ = ["Opening", "evaluate", "evaluate_run"]
-
-
-class Opening(NamedTuple):
-    """The pipeline of a run, with the layers that its caller gave."""
-
-    pipeline: Pipeline
-    use: tuple[Middleware, ...]
+__all__ = ["evaluate", "evaluate_run"]
 
 
 def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generator[Request, Any, Branch]:
@@ -82,7 +74,8 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
         branch.result = None if remains is None else remains.result
     if terms.notify is not None:
         terms.notify(RunStarted(run.id, run.pipeline.name, stage_count(run.pipeline.units)))
-    branch.agenda.append((Opening(run.pipeline, use), None))
+    opening = partial(_begin_pipeline, pipeline=run.pipeline, by=None, use=use, is_run=True)
+    branch.agenda.append((opening, None))
     deadline = None
     if terms.timeout is not None:
         deadline = Deadline(f"run {run.id!r} of pipeline {run.pipeline.name!r}", terms.timeout, branch)
@@ -210,10 +203,6 @@ def _fail(branch: Branch, error: BaseException) -> Walk:
 # Beginning pipelines, stages and groups.
 
 
-def _begin_run(branch: Branch, opening: Opening, by: str | None) -> Walk | Failure:
-    return _begin_pipeline(branch, opening.pipeline, None, opening.use, is_run=True)
-
-
 def _begin_pipeline(
     branch: Branch, pipeline: Pipeline, by: str | None, use: tuple[Middleware, ...] = (), is_run: bool = False
 ) -> Walk | Failure:
@@ -311,12 +300,6 @@ def _begin_group(branch: Branch, group: Parallel, by: str | None) -> Walk | Fail
 # Skipped units.
 
 
-class _Skipped(NamedTuple):
-    """A branch of a skipped group."""
-
-    scope: OpenScope
-
-
 def _skip(branch: Branch, scope: OpenScope, earlier: Outcome | None) -> Walk | Failure:
     """Record a unit, and those of its contents that have not run before, as skipped."""
     unit = scope.unit
@@ -344,15 +327,16 @@ def _skip(branch: Branch, scope: OpenScope, earlier: Outcome | None) -> Walk | F
     for index, part in reversed(list(enumerate(cast("Parallel", unit).units))):
         within = OpenScope(scope.outer, Pipeline((part,)), scope.by and str(scope.by), scope.started)  # as in a branch
         within.place, within.is_skipped = scope.place and scope.place.of(index), True
-        branch.agenda.append((_Skipped(within), None))
+        branch.agenda.append((partial(open_scope, scope=within), None))
     return refused
 
 
-def _begin_skipped(branch: Branch, skipped: _Skipped, by: str | None) -> Walk | Failure:
-    return open_scope(branch, skipped.scope)
+def _begin_by_call(branch: Branch, begin: Callable[[Branch], Walk | Failure], by: str | None) -> Walk | Failure:
+    return begin(branch)
 
 
-# What taking an entry from the agenda comes to, for each kind: units and steps begin, an open scope ends.
+# What taking an entry from the agenda comes to, for each kind: units and steps begin, an open scope ends. The pipeline of
+# the run itself and the branches of skipped groups, which begin in ways of their own, are partial functions of the branch.
 TAKE: Final[dict[type, Callable[..., Walk | Failure]]] = {
     Step: begin_action,
     Stage: _begin_stage,
@@ -362,6 +346,5 @@ TAKE: Final[dict[type, Callable[..., Walk | Failure]]] = {
     Parallel: _begin_group,
     Stream: open_stream,
     OpenStream: pull,
-    Opening: _begin_run,
-    _Skipped: _begin_skipped,
+    partial: _begin_by_call,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from functools import partial
 from typing import Any, cast
 
 from flowdeco.engine.branch import Branch
@@ -31,8 +30,13 @@ def in_layers(
     earlier: Outcome | None = None,
 ) -> Walk:  # fmt: skip
     """Call an action inside its layers, as often as they ask for it; then conclude it."""
-    around, watch = _layers_around(branch, step, number, layers, earlier)
-    mark = branch.store.mark()
+    around = branch.layers(number, layers, branch.scope.unit, step.action)
+    if step.local:
+        around.localized = step
+    if earlier is not None:
+        around.continue_from(earlier)
+        around.messages = messages_after(earlier)
+    mark, watch = branch.store.mark(), around.watch
     act: Execution | None = None
     called = None if earlier is None else branch.waits_of(number).called
     error: Failure = None
@@ -109,27 +113,6 @@ def _note_call(
         effects = context.effects()
         called = Called(value, effects.delta, effects.inserted, effects.switches)
     branch.waits_of(number).called = called
-
-
-def _layers_around(
-    branch: Branch, step: Step, number: int, layers: tuple[Middleware, ...], earlier: Outcome | None
-) -> tuple[Layers, Watch | None]:
-    """Return the layers of an action, and with a journal what they and the action may change in place."""
-    terms, scope, shown = branch.terms, branch.scope, branch.store
-    watch: Watch | None = None
-    if terms.recorder is not None:
-        watch = terms.recorder.looks.watch(shown, branch.changed)
-        shown = watch.watched()
-    around = Layers(terms.run_id, shown, scope.pipeline, scope.unit, step.action, layers, terms.gate)
-    around.values = scope.values
-    if step.local:
-        around.localized = step
-    if watch is not None:
-        around.waits = partial(branch.waits_of, number)
-    if earlier is not None:
-        around.continue_from(earlier)
-        around.messages = messages_after(earlier)
-    return around, watch
 
 
 def _another_attempt(branch: Branch, act: Execution, layers: Layers) -> Walk:

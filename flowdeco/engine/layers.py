@@ -96,7 +96,7 @@ class Layers(Call):
     entry_writes: list[Delta] | None = None
     replays: Iterator[Callable[[], object] | None] | None = None
     # In a durable run.
-    watch: Watch  # around a scope: over the values that they may change in place
+    watch: Watch | None = None  # over the values that they, and an action in them, may change in place
     waits: Callable[[], Waits] | None = None
     pause: BaseException | None = None  # the signal of a pause before the next attempt
     inside: Collection[tuple[str, int]] = ()  # the steps in it that had waited, and run again
@@ -203,10 +203,10 @@ class Layers(Call):
         if reapply is not None:
             self.store.take_back(since)
             reapply()
-        if self.entry_writes is not None:
-            written = self.watch.with_changes(self.store.since(since))
-            self.entry_writes[len(self.opened) :] = [written]  # another attempt replaces the first one's
-            self.watch.renew()
+        watch, noted = self.watch, self.entry_writes
+        if watch is not None and noted is not None:
+            noted[len(self.opened) :] = [watch.with_changes(self.store.since(since))]  # another attempt replaces them
+            watch.renew()
 
     def marks(self) -> list[Mark]:
         """Return the marks that its open layers have set in the store, the outermost first."""

@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context, copy_context
-from typing import Any, Final, TypeAlias, cast
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 from flowdeco.engine.requests import (
     CAUGHT_UP,
@@ -92,11 +93,6 @@ class _Group:
             self.supply.server = parent.server or parent
 
 
-# Instead of an answer: see whether the supply of the group continues, or whether those that the task waits for do.
-_ASK_SUPPLY: Final = object()
-_PROCEED: Final = object()
-
-
 class Schedule:
     """The branches of one `Fork`, and of all branches that they fork; `ended` is the answer, once there is one.
 
@@ -115,7 +111,7 @@ class Schedule:
         self._calls = 0  # under way, if there is a limit to them
         self._queued: deque[Task] = deque()  # with calls beyond it
         self._under_way: dict[int, Task] = {}
-        self._ready: deque[tuple[Any, Any]] = deque()
+        self._ready: deque[Callable[[], None]] = deque()  # steps of tasks, and what may lead to others
         self._root = self._opened(fork, None)
         self._work()
 
@@ -161,13 +157,7 @@ class Schedule:
 
     def _work(self) -> None:
         while self._ready:
-            task, answer = self._ready.popleft()
-            if answer is _PROCEED:
-                self._proceed(cast("_Group", task.inner))
-            elif answer is not _ASK_SUPPLY:
-                self._step(task, answer)
-            elif (wanted := self._answer_to_supply(task.group)) is not None:
-                self._step(task, wanted)
+            self._ready.popleft()()
 
     def _opened(self, fork: Fork, parent: Task | None) -> _Group:
         group = _Group(fork, parent)
@@ -177,7 +167,7 @@ class Schedule:
             group.supply = None
             self._proceed(group)
         else:
-            self._ready.appendleft((cast("Task", group.supply), None))
+            self._ready.appendleft(partial(self._step, cast("Task", group.supply), None))
         return group
 
     def _one_caught_up(self, group: _Group) -> None:
@@ -193,13 +183,14 @@ class Schedule:
 
     def _proceed(self, group: _Group) -> None:
         """Have as many tasks of a group continue as its limit allows, or end it if none is left."""
-        ready: list[tuple[Task, Any]] = []
+        ready: list[Callable[[], None]] = []
         limit = group.conductor.limit
         while group.held_back and group.active < limit and not group.catching_up:
             task = next(iter(group.held_back))
             del group.held_back[task]
             group.active += 1
-            ready.append((task, None if task.inner is None else _PROCEED))
+            inner = task.inner
+            ready.append(partial(self._step, task, None) if inner is None else partial(self._proceed, inner))
         supply = group.supply
         if supply is None:
             if not (group.active or group.held_back):
@@ -207,10 +198,16 @@ class Schedule:
                     self.ended = Ended(group.interrupt)
                 else:
                     group.parent.inner = None
-                    ready.append((group.parent, Ended(group.interrupt)))
+                    ready.append(partial(self._step, group.parent, Ended(group.interrupt)))
         elif (wanted := self._answer_to_supply(group)) is not None:
-            ready.append((supply, wanted))
+            ready.append(partial(self._step, supply, wanted))
         self._ready.extendleft(reversed(ready))
+
+    def _ask_supply(self, group: _Group) -> None:
+        """See whether the supply of a group continues."""
+        wanted = self._answer_to_supply(group)
+        if wanted is not None:
+            self._step(cast("Task", group.supply), wanted)
 
     def _answer_to_supply(self, group: _Group) -> bool | None:
         """Have a parked supply continue: return whether it is to yield another branch, or no more; None for not yet."""
@@ -228,9 +225,8 @@ class Schedule:
 
     def _begin(self, group: _Group, branch: Forked) -> None:
         """Begin a branch that was supplied, and then continue the supply."""
-        supply: Any = group.supply
         group.is_parked = True
-        self._ready.appendleft((supply, _ASK_SUPPLY))
+        self._ready.appendleft(partial(self._ask_supply, group))
         if group.stopped:
             branch.stop()
             if not group.conductor.is_restoring:
@@ -315,7 +311,7 @@ class Schedule:
         else:
             group.active -= task.branch is not None
             if group.is_parked and not group.held_back:
-                self._ready.appendleft((group.supply, _ASK_SUPPLY))
+                self._ready.appendleft(partial(self._ask_supply, group))
             elif group.held_back or not group.active:
                 self._proceed(group)
 
@@ -352,19 +348,17 @@ class Schedule:
                         task.request.discard()
                     if self._most is not None and waiting is self.begin:
                         self._call_ended()
-                    self._ready.append((task, Raised(task.overdue or ended_by_another())))
+                    self._ready.append(partial(self._step, task, Raised(task.overdue or ended_by_another())))
                     task.overdue = None
                     return
         self.cancel.append(ticket)
 
 
-def _is_action(request: Any) -> bool:
-    return type(request) is tuple and not isinstance(request[0], Chore)
-
-
 def _is_call(request: Any) -> bool:
     """Whether this is the call of an action, or awaits what one has returned."""
-    return _is_action(request) or (isinstance(request, Await) and bool(request.action))
+    if type(request) is tuple:
+        return not isinstance(request[0], Chore)
+    return isinstance(request, Await) and bool(request.action)
 
 
 def _is_cancelled(answer: Any) -> bool:

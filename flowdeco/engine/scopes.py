@@ -162,15 +162,13 @@ def _merge(branch: Branch, scope: OpenScope) -> Failure:
 
 
 def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...], earlier: Outcome | None) -> Walk:
-    terms = branch.terms
+    terms, error = branch.terms, None
     if terms.past is not None and not terms.past.has_more(branch.id):
         error = yield from go_live(branch)
-        if error is not None:
-            return _not_begun(branch, scope, earlier, error)
-    if earlier is not None and terms.waits:
+    if error is None and earlier is not None and terms.waits:
         error = yield from rest_of_pause(branch, scope.number)
-        if error is not None:
-            return _not_begun(branch, scope, earlier, error)
+    if error is not None:
+        return _not_begun(branch, scope, earlier, error)
     recalled: Sequence[Delta | None] | None = _earlier_entry_writes(branch, scope, earlier, len(layers))
     is_run = scope.outer is branch.base and branch.parent is None  # with its caller's layers
     if is_run:
@@ -192,11 +190,19 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
 def _around_run(
     branch: Branch, scope: OpenScope, recalled: Sequence[Delta | None] | None, count: int
 ) -> Sequence[Delta | None] | None:
-    """Return the earlier entry writes of the layers around a run: its caller may give others than before."""
+    """Return the earlier writes of so many layers around a run: its caller may give others than before.
+
+    They are counted from the inside: None for each that is new; those of lost ones are applied.
+    """
     past = branch.terms.past
-    if past is not None and past.is_in_memory and recalled is not None:
+    if past is None or recalled is None:
+        return None
+    if past.is_in_memory:
         recalled = [NOTHING] * len(past.unfinished(branch.id, scope.number)[0])
-    return _from_inside(branch, recalled, count)
+    kept = max(0, len(recalled) - count)
+    for written in recalled[:kept]:
+        reapply(branch, cast("Delta", written))
+    return [*[None] * (count - len(recalled)), *recalled[kept:]]
 
 
 def _scope_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...]) -> Layers:
@@ -204,30 +210,14 @@ def _scope_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
 
     The store returns to the mark of the layer that asks for it (`Layers.open`).
     """
-    terms, store = branch.terms, branch.store
-    scope.mark = store.mark()
+    scope.mark = branch.store.mark()
     scope.before = state_before(branch)
     scope.held = len(branch.rows)
     branch.revocable += 1
-    stage = scope.unit if type(scope.unit) is Stage else None
-    watch = None if terms.recorder is None else terms.recorder.looks.watch(store, branch.changed)
-    shown = store if watch is None else watch.watched()
-    scope.layers = around = Layers(terms.run_id, shown, scope.pipeline, stage, None, layers, terms.gate)
-    around.values = scope.values
-    if watch is not None:
-        around.entry_writes, around.watch = [], watch
-        around.waits = partial(branch.waits_of, scope.number)
+    scope.layers = around = branch.layers(scope.number, layers, scope.unit if type(scope.unit) is Stage else None)
+    if around.watch is not None:
+        around.entry_writes = []
     return around
-
-
-def _from_inside(branch: Branch, recalled: Sequence[Delta | None] | None, count: int) -> Sequence[Delta | None] | None:
-    """Return the earlier writes of so many layers around a run, None for each that is new; apply those of lost ones."""
-    if recalled is None:
-        return None
-    kept = max(0, len(recalled) - count)
-    for written in recalled[:kept]:
-        reapply(branch, cast("Delta", written))
-    return [*[None] * (count - len(recalled)), *recalled[kept:]]
 
 
 def _not_begun(branch: Branch, scope: OpenScope, earlier: Outcome | None, error: BaseException) -> BaseException:
@@ -267,7 +257,7 @@ def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
         scope.is_atomic = True
         branch.atomic += 1
     if runs and error is None:
-        if branch.terms.recorder is not None:
+        if layers.watch is not None:
             layers.watch.rest()
         fill_scope(branch, scope)
     elif error is None and type(scope.unit) is Pipeline:
@@ -308,12 +298,12 @@ def leave_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
     layers, store = scope.layers, branch.store
     if layers is None:
         return _finish(branch, scope, error)
-    marks = layers.marks()
+    marks, watch = layers.marks(), layers.watch
     leaving_mark: Mark | None = None  # gone with another attempt, as the store is taken back
-    if branch.terms.recorder is not None:
+    if watch is not None:
         leaving_mark = store.mark()
         try:
-            layers.watch.resume()
+            watch.resume()
         except BaseException as failure:  # of a user's `__reduce__`
             error = error or failure
     left = leave(layers, error)
@@ -333,9 +323,9 @@ def leave_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
         layers.entered = True
         error = note_entry_writes(branch, scope, layers.entry_writes or [], layers) or unsaved or error
     leaving = None
-    if leaving_mark is not None:
+    if watch is not None and leaving_mark is not None:
         try:
-            leaving = layers.watch.with_changes(store.since(leaving_mark))
+            leaving = watch.with_changes(store.since(leaving_mark))
         except BaseException as failure:
             error = error or failure
         store.release(leaving_mark)

@@ -75,12 +75,9 @@ def _begun(branch: Branch, stream: Stream, where: str) -> Generator[Request, Any
         return Raised(
             ReturnValueError(f"the function of a stream {where} returned a single unit: {not_iterated(source)}")
         )
-    if isinstance(source, AsyncIterable):
-        iterator = yield Chore(aiter, "stream"), (source,), None
-    elif isinstance(source, Iterable):
-        iterator = yield Chore(iter, "stream"), (source,), None
-    else:
+    if not isinstance(source, (AsyncIterable, Iterable)):
         return Raised(ReturnValueError(f"the function of a stream {where} returned {a_type(source)}, not an iterable"))
+    iterator = yield Chore(aiter if isinstance(source, AsyncIterable) else iter, "stream"), (source,), None
     return iterator if type(iterator) is Raised else OpenStream(stream, iterator)
 
 
@@ -89,7 +86,25 @@ def pull(branch: Branch, stream: OpenStream, by: str | None) -> Walk:
     past = branch.terms.past
     if past is not None:
         past.check_pull(branch.id, sealed=bool(branch.sealed))
-    return _pulled(branch, stream, by, (yield from next_unit(branch, stream)))
+    answer = yield from next_unit(branch, stream)
+    if answer is UNSET:
+        return None
+    error = answer.error if type(answer) is Raised else None
+    branch.agenda.append((stream, by))  # after a failure, it is closed with the rest of the agenda
+    if error is None:
+        try:
+            units: tuple[Any, ...] = (answer,)
+            if type(answer) is not Stage:
+                units = insertable(units, f"the stream inserted by {by}", "yielded")
+            if not branch.terms.rehearses:  # in a rehearsal there are no values
+                check_insertion(branch, units)
+            for unit in units[::-1]:
+                branch.agenda.append((unit, by))
+            return None
+        except Exception as refused:
+            error = refused
+    note_place(branch, error, f"a stream inserted by {by!r}")
+    return error
 
 
 def next_unit(branch: Branch, stream: OpenStream) -> Generator[Request, Any, Any]:
@@ -111,28 +126,6 @@ def next_unit(branch: Branch, stream: OpenStream) -> Generator[Request, Any, Any
     if rehearses:
         stream.ahead.append(answer)
     return answer
-
-
-def _pulled(branch: Branch, stream: OpenStream, by: str | None, answer: Any) -> Failure:
-    """Put the pulled unit on the agenda; `UNSET` is the end of the stream."""
-    if answer is UNSET:
-        return None
-    error = answer.error if type(answer) is Raised else None
-    branch.agenda.append((stream, by))  # after a failure, it is closed with the rest of the agenda
-    if error is None:
-        try:
-            units: tuple[Any, ...] = (answer,)
-            if type(answer) is not Stage:
-                units = insertable(units, f"the stream inserted by {by}", "yielded")
-            if not branch.terms.rehearses:  # in a rehearsal there are no values
-                check_insertion(branch, units)
-            for unit in units[::-1]:
-                branch.agenda.append((unit, by))
-            return None
-        except Exception as refused:
-            error = refused
-    note_place(branch, error, f"a stream inserted by {by!r}")
-    return error
 
 
 def close_stream(branch: Branch, stream: OpenStream) -> Walk:

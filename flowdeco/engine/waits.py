@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Outcomes, Status, branch_id, pinned
 from flowdeco.errors import (
@@ -49,13 +49,11 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from flowdeco.engine.deadlines import Deadline
-    from flowdeco.events import Event
 
 __all__ = [
     "Called",
     "Given",
     "Nap",
-    "Surroundings",
     "Waits",
     "Wall",
     "answered",
@@ -221,35 +219,6 @@ class Waits:
 def _is_layer(each: int, until: int) -> bool:
     """Whether this is the number of a layer, and that of this other one or one around it."""
     return each != -1 and each <= until
-
-
-class Surroundings(Protocol):
-    """The surroundings of an action's context: its branch."""
-
-    @property
-    def notify(self) -> Callable[[Event], None] | None:
-        """The observers of the run, if there are any."""
-        ...
-
-    def upcoming(self, more: Sequence[tuple[str, bool]] = ()) -> Iterator[Any]:
-        """Yield the units that will run after the current stage, if these switches are added."""
-        ...
-
-    def waits_of(self, number: int) -> Waits:
-        """Return the waits of a step."""
-        ...
-
-    def may_take(self, key: str) -> bool:
-        """Whether no other branch has taken the value that was given under a key."""
-        ...
-
-    def now(self) -> float:
-        """Return the time in POSIX seconds."""
-        ...
-
-    def has_room(self, size: int) -> bool:
-        """Whether the run may keep a shown value of this size in addition to those it has."""
-        ...
 
 
 def moment(when: datetime | float) -> float:
