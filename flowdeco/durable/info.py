@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
-from flowdeco.engine.journal import Row
 from flowdeco.errors import QUESTION, JournalError, Wait, utc
 
 __all__ = [
-    "STATUSES", "Question", "RunInfo", "Step", "as_text", "finished_error", "first_due", "nothing_to_cancel",
-    "questions_in", "questions_of",
-    "steps", "waits_as_json",
+    "STATUSES", "Question", "RunInfo", "as_text", "finished_error", "first_due", "nothing_to_cancel",
+    "questions_in", "questions_of", "waits_as_json",
 ]  # fmt: skip
 
 STATUSES: Final = frozenset({"running", "completed", "failed", "bailed", "suspended", "cancelled", "damaged"})
-_OPEN: Final = frozenset({"failed", "suspended", "cancelled"})
 
 
 class RunInfo(NamedTuple):
@@ -117,36 +113,3 @@ def questions_in(text: object) -> tuple[Question, ...]:
         )
     except (TypeError, ValueError, RecursionError):
         return ()
-
-
-class Step(NamedTuple):
-    """A stage of a journal, with the rows of its actions; `row` is None where the stage has not finished."""
-
-    name: str
-    row: Row | None
-    actions: list[Row]
-
-    def is_resumed_by(self, action: Row) -> bool:
-        """Whether an action that was written after the end of the stage is the next one in it: the stage had failed."""
-        row = self.row
-        expected = row is not None and row.number + len(self.actions) + 1
-        return row is not None and row.status in _OPEN and row.stage == action.stage and action.number == expected
-
-
-def steps(rows: Iterable[Row]) -> list[Step]:
-    """Return the stages of a history, in the order in which they finished, unfinished ones last."""
-    found: list[Step] = []
-    open: defaultdict[str, list[Row]] = defaultdict(list)
-    last: dict[str, Step] = {}
-    for row in rows:
-        if row.kind == "action":
-            before = last.get(row.branch)
-            if before is not None and before.is_resumed_by(row):
-                found.remove(last.pop(row.branch))
-                open[row.branch] = before.actions
-            open[row.branch].append(row)
-        elif row.kind == "stage":
-            last[row.branch] = Step(row.stage, row, open.pop(row.branch, []))
-            found.append(last[row.branch])
-    found.extend(Step(actions[0].stage, None, actions) for actions in open.values())
-    return found
