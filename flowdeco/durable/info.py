@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from shlex import quote
 from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.errors import QUESTION, JournalError, Wait, utc
 
 __all__ = [
     "STATUSES", "Question", "RunInfo", "as_text", "finished_error", "first_due", "nothing_to_cancel",
-    "questions_in", "questions_of", "waits_as_json",
+    "questions_in", "questions_of", "resume_command", "waits_as_json",
 ]  # fmt: skip
 
 STATUSES: Final = frozenset({"running", "completed", "failed", "bailed", "suspended", "cancelled", "damaged"})
@@ -74,6 +75,18 @@ def questions_of(waits: Iterable[Wait]) -> tuple[Question, ...]:
     """Return the questions among these."""
     asked = (wait for wait in waits if wait.kind == QUESTION)
     return tuple(Question(w.key, _shown(w.about), w.type, w.due, w.asked, w.classes) for w in asked)
+
+
+def resume_command(run_id: str, status: str, keys: Iterable[str], path: str | None, *, known: bool = True) -> str:
+    """Return the command that resumes a run, "" if it cannot be resumed; `keys` are those that it asks for.
+
+    The workflow is named unless the journal at `path` has `known` it.
+    """
+    if status not in ("failed", "suspended", "cancelled", "crashed"):
+        return ""
+    journal = f" --journal {quote(path)}" if path else ""
+    values = "".join(f" -i {quote(key)}=VALUE" for key in dict.fromkeys(keys))
+    return f"flowdeco resume {'' if known else 'FILE.py:FLOW '}{quote(run_id)}{journal}{values}"
 
 
 def finished_error(run_id: str, status: str) -> JournalError:
