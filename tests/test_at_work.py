@@ -10,8 +10,7 @@ from contextlib import redirect_stdout
 import pytest
 
 from flowdeco import Context, Stage, action, cli, durable, parallel, pipeline, stage, stream
-from flowdeco.cli.steps_table import Places, place
-from flowdeco.durable.info import steps
+from flowdeco.cli.steps_table import steps
 
 SEEN: list[str] = []
 
@@ -122,6 +121,13 @@ def test_a_stage_at_work_stands_below_the_one_that_inserted_it():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("codec", ["pickle", "json"])
+def test_a_stage_at_work_that_has_data_has_one_row(codec):
+    """Its data is recorded as it begins, in a row of its own."""
+    Stage("inner", [nothing, shows], data={"n": 1}).run(journal=durable.SqliteJournal("runs.db", codec=codec))
+    assert SEEN == [["inner running here or later", "  nothing completed T"]]
+
+
 leaf = Stage("leaf", [nothing])
 
 
@@ -174,26 +180,18 @@ def test_at_any_moment_steps_are_where_they_are_in_the_end(codec):
     journal = durable.SqliteJournal("runs.db", codec=codec)
     run = FLOW.run(journal=journal, run_id="r")
     rows = journal.history("r")
-    _, final = placed(rows, codec)
+    final = {place: step.depth for place, step in steps(latest(rows), codec).items()}
     ended = {(record.name, record.inserted_by) for record in run.stages}
     for count in range(len(rows)):
-        places, found = placed(rows[:count], codec)
-        assert found.items() <= final.items(), count
-        by = [(rows_at(rows, at).stage, inserter or None) for at, inserter in places.inserters.items()]
-        assert ended.issuperset(by), count
+        found = steps(latest(rows[:count]), codec)
+        assert {place: step.depth for place, step in found.items()}.items() <= final.items(), count
+        stages = [step for step in found.values() if step.row is None or step.row.kind == "stage"]
+        assert ended.issuperset((step.name, step.by or None) for step in stages), count
 
 
-def placed(rows, codec):
-    """Where the steps of these rows are, and how deep each is."""
-    latest = list({(row.branch, row.number): row for row in rows}.values())
-    places = Places(latest, codec)
-    at = [(row.branch, row.number) for row in places.groups] + [place(step) for step in steps(latest)]
-    return places, {key: places.depth(*key) for key in at}
-
-
-def rows_at(rows, place):
-    """The row of a stage."""
-    return next(row for row in rows if (row.branch, row.number) == place and row.kind == "stage")
+def latest(rows):
+    """The rows of these with which each step ended."""
+    return list({(row.branch, row.number): row for row in rows}.values())
 
 
 # -- the steps so far

@@ -9,6 +9,7 @@ import pytest
 from support import Placeholders
 
 from flowdeco import Bail, Context, Stage, action, durable, parallel, pipeline, stage
+from flowdeco.cli.steps_table import steps
 from flowdeco.durable import MemoryJournal, SqliteJournal
 from flowdeco.engine.reading import read_outline
 from flowdeco.errors import RunError, RunNotFoundError
@@ -185,7 +186,7 @@ def test_a_failed_stage_that_a_killed_resume_had_opened_again_is_running():
     assert statuses(again) == [("two", "running", actions)]
     assert again.stages[0].error is None
     assert (again.status, again.error, dict(again.store)) == ("running", None, {"number": 1, "several": [2]})
-    (step,) = durable.info.steps(durable.history(journal, "one"))
+    (step,) = steps(durable.history(journal, "one"), "pickle").values()
     assert (step.name, step.row, [row.action for row in step.actions]) == ("two", None, ["number", "broken", "another"])
 
 

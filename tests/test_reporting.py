@@ -16,7 +16,6 @@ import pytest
 from support import text_of
 
 from flowdeco import Bail, Context, Run, Stage, action, cli, durable, errors, parallel, pipeline, stage
-from flowdeco.cli.inputs import awaited_keys
 from flowdeco.durable import JsonCodec, MemoryJournal, SqliteJournal
 from flowdeco.middleware import Sleep, atomic, recover, retry
 
@@ -1084,17 +1083,6 @@ def test_a_run_that_waits_for_two_keys_says_how_to_resume_it(flowdeco):
     words = shlex.split(err[err.index("flowdeco resume") :].replace("VALUE", "1"))
     assert (code, words[-4:]) == (3, ["-i", "a b=1", "-i", "it's=1"])
     assert flowdeco(*words[1:])[0] == 0
-
-
-@pytest.mark.parametrize(
-    ("reason", "keys"),
-    [
-        ("waiting for 'a'", ["a"]), ("waiting for 'a', 'b.c'; lunch", ["a", "b.c"]), ("waiting for \"it's\", 'x'", ["it's", "x"]),
-        (r"waiting for 'a\'b\"c'", ["a'b\"c"]), ("lunch", []), ("", []), (None, []), ("waiting for godot", []),
-    ],
-)  # fmt: skip
-def test_the_keys_that_a_run_waits_for_are_read_from_its_reason(reason, keys):
-    assert awaited_keys(reason) == keys
 
 
 SHOWN = """

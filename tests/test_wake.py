@@ -481,16 +481,7 @@ def test_a_second_ctrl_c_kills_the_run_at_work(flows, watch):
 def test_watching_rests_before_it_tries_a_lost_run_again(flows, monkeypatch):
     """Unless something has changed; other runs do not wait for that."""
     asleep(flows.naps, SqliteJournal("r.db", entry="nowhere:flow"), "lost")
-    tried = []
-
-    class Stopping(waking._Stop):
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *exc_info):
-            pass
-
-    stop = Stopping()
+    tried, stop = [], waking._Stop()
 
     def note(woken):
         tried.append((woken.id, woken.status))

@@ -16,9 +16,9 @@ from flowdeco.cli.journals import find_run, journal_of, journal_path, state_of
 from flowdeco.cli.json_output import print_json
 from flowdeco.cli.workflow import recorded_flow
 from flowdeco.durable import RunInfo
-from flowdeco.durable.info import finished_error
+from flowdeco.durable.info import finished_error, resume_command
 from flowdeco.engine.journal import FINISHED
-from flowdeco.errors import SLEEPING, WAITING, FlowdecoError, suggestion
+from flowdeco.errors import FlowdecoError, suggestion
 
 __all__ = ["answer", "record"]
 
@@ -39,8 +39,7 @@ def answer(options: Namespace) -> int:
         print_json({"id": info.id, "answered": [*values, *errors], "asks": left})
         return FINE
     report.say(f"run {info.id} has its answer to {_listed([*values, *errors])} at its next resume")
-    reason = f"{WAITING}{_listed(left)}" if left else SLEEPING
-    report.print_resume_hint(info.id, "suspended", reason, options, "" if info.entry else "FILE.py:FLOW ")
+    report.print_resume_hint(resume_command(info.id, "suspended", left, options.journal, known=bool(info.entry)))
     return FINE
 
 

@@ -244,7 +244,6 @@ def _complete_answer(parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]
 def _complete_input(parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
     """Complete the keys that actions of the file take, and, of a run, those that it waits for."""
     from flowdeco.cli.entry_point import parameters_in
-    from flowdeco.cli.inputs import awaited_keys
 
     *named, run = getattr(parsed_args, "run", None) or [None]
     entry = str(getattr(parsed_args, "entry", None) or next(iter(named), ""))
@@ -255,7 +254,8 @@ def _complete_input(parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
 
             infos = runs(parsed_args.journal or os.environ[JOURNAL])
             info = next(info for info in infos if run == LATEST or info.id.startswith(run))
-            keys, entry = awaited_keys(info.reason), entry or (info.entry or "").partition(" ")[0]
+            keys = [question.key for question in info.questions]
+            entry = entry or (info.entry or "").partition(" ")[0]
     keys += parameters_in(entry.rpartition(":")[0] or entry)
     yield from keys if parsed_args.command == "validate" else (f"{key}=" for key in keys)
 

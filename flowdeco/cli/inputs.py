@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from argparse import Namespace
-from ast import literal_eval
 from collections.abc import Callable, Collection, Iterable, Iterator
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Final, Union, get_args, get_origin
 
-from flowdeco.errors import WAITING, FlowdecoError, a_type
+from flowdeco.errors import QUESTION, FlowdecoError, a_type
 
 if TYPE_CHECKING:
     from flowdeco.engine.runs import ActionRecord, Run, StageRecord
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UsageError",
-    "awaited_keys",
     "check_output",
     "check_page",
     "input_warnings",
@@ -124,7 +121,8 @@ def input_warnings(
     wanted = {parameter.key: (stage, record, parameter) for stage, record, parameter in _parameters(run)}
     failed = run.status == "failed"
     relevant = {key for key, (_, record, _) in wanted.items() if not failed or record.error is run.error}
-    missing = {key for key in {*relevant, *awaited_keys(run.reason)} if key not in run.store}
+    asked = {wait.key for wait in run.waits if wait.kind == QUESTION}
+    missing = {key for key in relevant | asked if key not in run.store}
     for key in inputs:
         close = [] if key in wanted or key not in run.store else get_close_matches(key, missing, n=1)
         if close:
@@ -162,21 +160,6 @@ def _excludes_text(annotation: Any) -> bool:
     if get_origin(annotation) in (Union, UnionType):
         return all(map(_excludes_text, get_args(annotation)))
     return any((get_origin(annotation) or annotation) is kind for kind in _NOT_TEXT)
-
-
-def awaited_keys(reason: str | None) -> list[str]:
-    """Return the keys that a run waits for, read from the reason that `ctx.wait_for` gives, or a group of branches."""
-    if not (reason or "").startswith(WAITING):
-        return []
-    rest = ", " + str(reason).removeprefix(WAITING)
-    keys: list[str] = []
-    while found := _QUOTED.match(rest):
-        keys.append(literal_eval(found[1]))
-        rest = rest[found.end() :]
-    return keys
-
-
-_QUOTED: Final = re.compile(r""", ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 
 
 def check_page(path: str | None, *, values: bool) -> None:

@@ -19,7 +19,7 @@ from flowdeco.cli.json_output import print_json, run_as_data
 from flowdeco.cli.steps_table import step_rows
 from flowdeco.durable import RunInfo
 from flowdeco.durable.codec import OutlineCodec
-from flowdeco.durable.info import STATUSES, as_text
+from flowdeco.durable.info import STATUSES, as_text, resume_command
 from flowdeco.errors import WAITING, JournalError, RunBusyError, RunNotFoundError, cut, printable, suggestion, told, utc
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ def show(options: Namespace) -> int:
         report.print_steps(table)
     if options.messages:
         _print_messages(_read_whole(path, info))
-    report.print_resume_hint(info.id, state, info.reason, options, "" if info.entry else "FILE.py:FLOW ")
+    report.print_resume_hint(_command_to_resume(options.journal, info))
     return FINE
 
 
@@ -377,9 +377,9 @@ def run_page(
     return page(run, shown, None, values=values, resume=_command_to_resume(path, info), served=served)
 
 
-def _command_to_resume(path: str, info: RunInfo) -> str:
-    """Return the command that resumes a run, "" if it cannot be resumed."""
-    return report.resume_command(info.id, state_of(info), info.reason, path, "" if info.entry else "FILE.py:FLOW ")
+def _command_to_resume(path: str | None, info: RunInfo) -> str:
+    keys = [question.key for question in info.questions]
+    return resume_command(info.id, state_of(info), keys, path, known=bool(info.entry))
 
 
 def _print_facts(info: RunInfo) -> None:

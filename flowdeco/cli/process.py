@@ -8,14 +8,14 @@ import signal
 import sys
 import threading
 from argparse import Namespace
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, Final
 
 from flowdeco.cli.exit_codes import INTERRUPTED
 from flowdeco.cli.report import escaped, print_error
 
-__all__ = ["Cancelling", "configure_logging", "discard_broken_output", "reserved_stdout"]
+__all__ = ["Cancelling", "configure_logging", "discard_broken_output", "handled", "reserved_stdout"]
 
 
 def configure_logging(verbosity: int) -> None:
@@ -66,6 +66,20 @@ def reserved_stdout(wanted: bool) -> Generator[None, None, None]:
     finally:
         os.dup2(kept, number)
         os.close(kept)
+
+
+@contextmanager
+def handled(handler: Callable[[int, Any], None]) -> Generator[None, None, None]:
+    """Have SIGINT and SIGTERM handled by this function; in another thread than the main one, nothing is changed."""
+    before: dict[int, Any] = {}
+    for number in _NAMES:
+        with suppress(ValueError):  # not in the main thread
+            before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 class Cancelling:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 from argparse import Namespace
@@ -11,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO, cast
 
-from flowdeco.cli.inputs import awaited_keys
 from flowdeco.errors import cut, cut_middle, duration, message_of, printable, told
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ __all__ = [
     "print_table",
     "print_traceback",
     "print_warning",
-    "resume_command",
     "say",
     "shortened",
 ]
@@ -318,18 +315,7 @@ def failed_step(run: Run) -> str:
     return ""
 
 
-def print_resume_hint(run_id: str, status: str, reason: str | None, options: Namespace, entry: str = "") -> None:
+def print_resume_hint(command: str) -> None:
     """Print the command that resumes a run, if it can be resumed."""
-    command = resume_command(run_id, status, reason, options.journal, entry)
     if command:
         say(f"flowdeco: to resume: {command}", out=sys.stderr)
-
-
-def resume_command(run_id: str, status: str, reason: str | None, path: str | None, entry: str = "") -> str:
-    """Return the command that resumes a run, "" if it cannot be resumed."""
-    if status not in ("failed", "suspended", "cancelled", "crashed"):
-        return ""
-    keys = awaited_keys(reason) if status == "suspended" else []
-    value = "".join(f" -i {shlex.quote(key)}=VALUE" for key in keys)
-    journal = f" --journal {shlex.quote(path)}" if path else ""
-    return f"flowdeco resume {entry}{shlex.quote(run_id)}{journal}{value}"

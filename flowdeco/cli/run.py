@@ -57,10 +57,11 @@ def run(options: Namespace) -> int:
 def _exists(options: Namespace, path: str | None) -> UsageError:
     """Return the error of a run id that the journal has already."""
     from flowdeco.cli.journals import find_run, state_of
+    from flowdeco.durable.info import resume_command
 
     info = find_run(str(path), options.run_id)
     state = state_of(info)
-    command = report.resume_command(info.id, state, info.reason, options.journal)
+    command = resume_command(info.id, state, [question.key for question in info.questions], options.journal)
     return UsageError(
         f"{path} has a run {info.id!r} already, {state}: give another --run-id"
         f"{f', or resume it: {command}' if command else ''}"
@@ -219,7 +220,10 @@ def _print_problems(
                 "flowdeco: to resume such a run, give it a --journal: this one cannot be resumed", out=sys.stderr
             )
     elif not hasattr(run.error, "changes"):
-        report.print_resume_hint(run.id, str(run.status), run.reason, options)
+        from flowdeco.durable.info import questions_of, resume_command
+
+        keys = [question.key for question in questions_of(run.waits)]
+        report.print_resume_hint(resume_command(run.id, str(run.status), keys, options.journal))
 
 
 def _is_convertible(text: str, annotation: Any) -> bool:

@@ -1,55 +1,62 @@
-"""The table of a run, read from the rows of its journal, without the modules that read whole runs: they take a while."""
+"""The table of a run, read from the rows of its journal, without the modules that read whole runs: they take a while.
+
+The rows are read by the rule of `engine.reading`: a stage has the number before that of its first action, and its actions
+follow it without a gap.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from flowdeco.cli.report import StepRow, duration
 from flowdeco.durable import Row
 from flowdeco.durable.codec import OutlineCodec
-from flowdeco.durable.info import Step, steps
 from flowdeco.errors import JournalError
 
-__all__ = ["Places", "place", "step_rows"]
+__all__ = ["Step", "step_rows", "steps"]
 
 _ROOT: Final = "0"  # the branch of the run itself
 _DEEPEST: Final = 16  # stages whose insertions are nested deeper are indented like these
+_OPEN: Final = ("failed", "suspended", "cancelled")  # stages that a resume continues
+
+
+@dataclass(slots=True)
+class Step:
+    """A stage or group of a journal, with the rows of its actions; `row` is None where a stage has not finished.
+
+    `depth` is how far it is indented, `by` who inserted a stage.
+    """
+
+    name: str
+    row: Row | None
+    depth: int
+    by: str
+    actions: list[Row] = field(default_factory=list[Row])
 
 
 def step_rows(rows: list[Row], state: str, codec: str) -> Iterator[StepRow]:
     """Yield the rows of a run in its order, with a row for each group before its stages."""
-    places = Places(rows, codec)
-    found: list[tuple[tuple[str, int], Iterable[StepRow]]] = [
-        ((row.branch, row.number), [StepRow(0, f"{row.stage} (parallel)")]) for row in places.groups
-    ]
-    for step in steps(rows):
-        found.append((place(step), _rows_of(step, state, codec, places.inserters.get(place(step), ""))))
-    for key, made in sorted(found, key=lambda each: places.path(*each[0])):
-        yield from (row._replace(depth=row.depth + places.depth(*key)) for row in made)
+    for step in steps(rows, codec).values():
+        yield from (row._replace(depth=row.depth + step.depth) for row in _rows_of(step, state, codec))
 
 
-def place(step: Step) -> tuple[str, int]:
-    """Return the branch and the number of a stage; one that is at work has them before its first action."""
-    return (step.row.branch, step.row.number) if step.row else (step.actions[0].branch, step.actions[0].number - 1)
-
-
-def _rows_of(step: Step, state: str, codec: str, by: str) -> Iterator[StepRow]:
-    """Yield a row for a stage, and for each of its actions unless it has only one of the same name.
-
-    `by` is who inserted a stage that is at work.
-    """
-    alone = [action.action for action in step.actions] == [step.name]
-    if step.row is not None:
-        elapsed = "" if step.row.status == "skipped" else duration(step.row.elapsed)
-        status = _with_attempts(step.actions[0] if alone else step.row, codec, state)
-        yield StepRow(0, step.name, status, elapsed, str(_parts_of(step.row, codec).get("by") or ""))
+def _rows_of(step: Step, state: str, codec: str) -> Iterator[StepRow]:
+    """Yield a row for a group; for a stage, and for each of its actions unless it has only one of the same name."""
+    row, alone = step.row, [action.action for action in step.actions] == [step.name]
+    if row is not None and row.kind == "group":
+        yield StepRow(0, f"{step.name} (parallel)")
+    elif row is not None and row.status != "running":
+        elapsed = "" if row.status == "skipped" else duration(row.elapsed)
+        yield StepRow(0, step.name, _with_attempts(step.actions[0] if alone else row, codec, state), elapsed, step.by)
     elif alone and state == "running" and step.actions[0].status == "completed":
         # The end of a stage is written together with the step after it.
-        yield StepRow(0, step.name, "completed", duration(step.actions[0].elapsed), by)
+        yield StepRow(0, step.name, "completed", duration(step.actions[0].elapsed), step.by)
     else:
-        yield StepRow(0, step.name, f"{state} here or later" if state in ("crashed", "running") else state, "", by)
+        status = f"{state} here or later" if state in ("crashed", "running") else state
+        yield StepRow(0, step.name, status if row is None else f"{status}{_attempts(row, codec)}", "", step.by)
     levels: dict[int, tuple[str, int]] = {}  # the names and depths of actions, by number
     for action in () if alone else step.actions:
         name, number, by = str(action.action), *_inserter_of(action, codec)
@@ -63,82 +70,81 @@ def _with_attempts(row: Row, codec: str, state: str) -> str:
     """Return the status of a step, and of one that failed whether it was recovered and how many attempts it took."""
     if row.status == "suspended" and state == "cancelled":
         return "cancelled"
-    if row.status not in ("failed", "cancelled") and b"attempts" not in row.payload:  # it need not be read
-        return row.status
-    parts = _parts_of(row, codec)
     went_on = row.status == "failed" and state in ("completed", "bailed", "suspended")
-    status = "recovered" if went_on or parts.get("recovered") else row.status
-    attempts = parts.get("attempts", 1)
-    return f"{status}, {attempts} attempts" if attempts > 1 else status
+    may_be = row.status in ("failed", "cancelled")  # otherwise, it need not be read
+    status = "recovered" if went_on or (may_be and _parts_of(row, codec).get("recovered")) else row.status
+    return f"{status}{_attempts(row, codec)}"
 
 
-class Places:
-    """Where the stages and groups of a run are: their order, and how far they are indented."""
+def _attempts(row: Row, codec: str) -> str:
+    """Return how many attempts a step took, "" for one."""
+    attempts = _parts_of(row, codec).get("attempts", 1) if b"attempts" in row.payload else 1
+    return f", {attempts} attempts" if attempts > 1 else ""
 
-    def __init__(self, rows: Sequence[Row], codec: str) -> None:
-        self._codec = codec
-        self.groups = [row for row in rows if row.kind == "group"]
-        self._around = dict(_branches(self.groups, codec))  # the group of a branch, and the number of the branch in it
-        self._others: dict[str, int] = {}  # branches of groups that have no row yet
-        self.depths: dict[tuple[str, int], int] = {}
-        self.inserters: dict[tuple[str, int], str] = {}  # of stages at work, which have no row before they end
-        self._steps: dict[tuple[str, int], tuple[str, int]] = {}  # the name and depth of a stage, also for its actions
-        left: dict[tuple[str, int], tuple[str, int]] = {}  # who inserted units, and how many of these have not begun
-        for row in sorted(rows, key=lambda row: self.path(row.branch, row.number)):
-            branch, number = key = row.branch, row.number
-            by = branch, _inserter_of(row, codec)[0]
-            if by in left:
-                left[by] = left[by][0], left[by][1] - 1
-            if row.kind in ("stage", "group"):
-                self._put(key, row.stage, by, is_group=row.kind == "group")
-            elif row.kind == "action":
-                if (branch, number - 1) not in self._steps:
-                    by = next((at for at, (_, count) in reversed(left.items()) if at[0] == branch and count > 0), by)
-                    self._put((branch, number - 1), row.stage, by)
-                    self.inserters[branch, number - 1] = left[by][0] if by in left else self._inserter_of_group(branch)
-                self._steps[key] = self._steps[branch, number - 1]
-                if b"inserted" in row.payload:
-                    units: Any = _parts_of(row, codec).get("inserted", ())
-                    left[key] = f"{row.stage}/{row.action}", len(units["$tuple"] if hasattr(units, "keys") else units)
 
-    def _put(self, key: tuple[str, int], stage: str, by: tuple[str, int], *, is_group: bool = False) -> None:
-        """Note the name and the depth of a stage or group; `by` is the action that inserted it."""
-        inserter = self._steps.get(by)
-        name, above = inserter or (stage, self.depth(*key))
-        is_below = name != stage or (is_group and inserter is not None)
-        self.depths[key] = min(above + is_below, _DEEPEST)
-        self._steps[key] = stage, self.depths[key]
+def steps(rows: list[Row], codec: str) -> dict[tuple[str, int], Step]:
+    """Return the stages and groups of a run in its order, by branch and number."""
+    written = {(row.branch, row.number): at for at, row in enumerate(rows)}
+    groups = {branch: place for row in rows if row.kind == "group" for branch, place in _branches(row, codec)}
+    others: dict[str, int] = {}  # branches of groups that have no row yet
 
-    def _inserter_of_group(self, branch: str) -> str:
-        row, _ = self._around.get(branch, (None, 0))
-        return "" if row is None else str(_parts_of(row, self._codec).get("by") or "")
-
-    def path(self, branch: str, number: int) -> tuple[int, ...]:
+    def path(row: Row) -> tuple[int, ...]:
         """Return the place of a step in the order of the run."""
-        places = [number]
-        while (around := self._around.get(branch)) is not None:
-            group, index = around
+        places, branch = [row.number], row.branch
+        while branch in groups:
+            group, index = groups[branch]
             places += index, group.number
             branch = group.branch
-        places.append(0 if branch == _ROOT else self._others.setdefault(branch, len(self._others) + 1))
+        places.append(0 if branch == _ROOT else others.setdefault(branch, len(others) + 1))
         return tuple(reversed(places))
 
-    def depth(self, branch: str, number: int) -> int:
-        """Return how far a step is indented."""
-        inside = 0
-        while (branch, number) not in self.depths and (around := self._around.get(branch)) is not None:
-            branch, number, inside = around[0].branch, around[0].number, inside + 1
-        return self.depths.get((branch, number), 0) + inside
+    found: dict[tuple[str, int], Step] = {}
+    around: dict[tuple[str, int], Step] = {}  # the stage at each place, and that of each action
+    left: dict[tuple[str, int], tuple[str, int]] = {}  # who inserted units, and how many of these have not begun
+
+    def add(key: tuple[str, int], row: Row, by: tuple[str, int]) -> Step:
+        """Add a stage or group; `by` is the action that inserted it, and `row` its own, or that of its first action."""
+        group, _ = groups.get(key[0], (None, 0))
+        inserter, is_action = around.get(by), row.kind == "action"
+        if inserter is not None:
+            depth = inserter.depth + (inserter.name != row.stage or row.kind == "group")
+        else:
+            depth = 0 if group is None else found[group.branch, group.number].depth + 1
+        source = group if is_action else row
+        who = left[by][0] if is_action and by in left else "" if source is None else _by(source, codec)
+        step = Step(row.stage, None if is_action else row, min(depth, _DEEPEST), who)
+        found[key] = around[key] = step
+        return step
+
+    for row in sorted(rows, key=path):
+        branch, number = key = row.branch, row.number
+        by = branch, _inserter_of(row, codec)[0]
+        if by in left:
+            left[by] = left[by][0], left[by][1] - 1
+        if row.kind in ("stage", "group"):
+            add(key, row, by)
+        elif row.kind == "action":
+            step = around.get((branch, number - 1))
+            if step is None:
+                by = next((at for at, (_, count) in reversed(left.items()) if at[0] == branch and count > 0), by)
+                step = add((branch, number - 1), row, by)
+            step.actions.append(row)
+            around[key] = step
+            if step.row is not None and step.row.status in _OPEN and written[key] > written[branch, step.row.number]:
+                step.row = None  # a resume has reopened it
+            if b"inserted" in row.payload:
+                units: Any = _parts_of(row, codec).get("inserted", ())
+                left[key] = f"{row.stage}/{row.action}", len(units["$tuple"] if hasattr(units, "keys") else units)
+    return found
 
 
-def _branches(groups: Iterable[Row], codec: str) -> Iterator[tuple[str, tuple[Row, int]]]:
-    """Yield the branches of groups that have ended, each with its group and its number there."""
-    for row in groups:
-        from flowdeco.engine.outcome import branch_id  # most runs need nothing of it
+def _branches(group: Row, codec: str) -> Iterator[tuple[str, tuple[Row, int]]]:
+    """Yield the branches of a group that has ended, each with the group and its number there."""
+    from flowdeco.engine.outcome import branch_id  # most runs need nothing of it
 
-        count = _parts_of(row, codec).get("branches")
-        for index in range(count if isinstance(count, int) else 0):
-            yield branch_id(f"{row.branch}.{row.number}", index), (row, index)
+    count = _parts_of(group, codec).get("branches")
+    for index in range(count if isinstance(count, int) else 0):
+        yield branch_id(f"{group.branch}.{group.number}", index), (group, index)
 
 
 def _inserter_of(row: Row, codec: str) -> tuple[int, str]:
@@ -146,6 +152,11 @@ def _inserter_of(row: Row, codec: str) -> tuple[int, str]:
     parts = _parts_of(row, codec) if b"by_number" in row.payload else {}
     number = parts.get("by_number")
     return (number, str(parts["by"])) if isinstance(number, int) else (-1, "")
+
+
+def _by(row: Row, codec: str) -> str:
+    """Return who inserted a step, or the group that it came with; "" for none."""
+    return str(_parts_of(row, codec).get("by") or "")
 
 
 def _parts_of(row: Row, codec: str) -> dict[str, Any]:

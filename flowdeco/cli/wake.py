@@ -23,6 +23,7 @@ from flowdeco import durable
 from flowdeco.cli import report
 from flowdeco.cli.exit_codes import FAILED, FINE, INTERRUPTED
 from flowdeco.cli.json_output import print_json
+from flowdeco.cli.process import configure_logging, handled, reserved_stdout
 from flowdeco.durable import RunInfo
 from flowdeco.errors import SLEEP, FlowdecoError, RunBusyError, RunNotFoundError, Suspend, Wait
 
@@ -49,7 +50,7 @@ def wake(options: Namespace) -> int:
 
     path = journal_path(options)
     stop = _Stop()
-    with stop:
+    with handled(stop.handle):
         if options.watch:
             _watch(path, options, stop)
             return FINE
@@ -139,19 +140,9 @@ class _Stop:
         self.asked = Event()
         self.signal: int | None = None
         self.worker: _Worker | None = None
-        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Stop:
-        for number in _SIGNALS:
-            with suppress(ValueError):  # not in the main thread
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
+    def handle(self, number: int, frame: object) -> None:
+        """Handle the signal."""
         worker, again = self.worker, self.signal is not None
         self.signal = self.signal or number
         if worker is not None:
@@ -243,7 +234,6 @@ class _AtWork:
 
 def _serve(pipe: Any, theirs: Any, path: str, entry: str, how: dict[str, Any]) -> None:
     """Resume the runs that are asked for, until the pipe is closed."""
-    from flowdeco.cli.process import configure_logging, reserved_stdout
     from flowdeco.cli.workflow import recorded_flow
 
     theirs.close()

@@ -119,8 +119,8 @@ def load_recorded_workflow(options: Namespace, path: str) -> tuple[Workflow, Run
             f"{_how_to_name_it(options, wanted, path)}"
         )
     else:
-        reference, *only = shlex.split(info.entry)
-        options.only = options.only or [selector.removeprefix("--only=") for selector in only]
+        reference, only = _read_reference(info.entry)
+        options.only = options.only or only
         try:
             entry = load(reference)
         except EntryError as error:
@@ -130,10 +130,16 @@ def load_recorded_workflow(options: Namespace, path: str) -> tuple[Workflow, Run
 
 def recorded_flow(entry: str) -> Pipeline:
     """Return the pipeline of an entry that a journal has noted; its module stands in for that of a script."""
-    reference, *only = shlex.split(entry)
+    reference, only = _read_reference(entry)
     workflow = Workflow(load(reference), reference)
     stand_in_for_main(workflow.entry)
-    return workflow.only([selector.removeprefix("--only=") for selector in only])
+    return workflow.only(only)
+
+
+def _read_reference(entry: str) -> tuple[str, list[str]]:
+    """Return the entry point and the selectors of an entry of a journal, as `Workflow.reference` has written them."""
+    reference, *only = shlex.split(entry)
+    return reference, [selector.removeprefix("--only=") for selector in only]
 
 
 def _how_to_name_it(options: Namespace, run: str, path: str) -> str:

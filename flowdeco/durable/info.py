@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from shlex import quote
 from typing import Any, Final, NamedTuple, cast
 
-from flowdeco.engine.journal import Row
 from flowdeco.errors import QUESTION, JournalError, Wait, utc
 
 __all__ = [
-    "STATUSES", "Question", "RunInfo", "Step", "as_text", "finished_error", "first_due", "nothing_to_cancel",
-    "questions_in", "questions_of",
-    "steps", "waits_as_json",
+    "STATUSES", "Question", "RunInfo", "as_text", "finished_error", "first_due", "nothing_to_cancel",
+    "questions_in", "questions_of", "resume_command", "waits_as_json",
 ]  # fmt: skip
 
 STATUSES: Final = frozenset({"running", "completed", "failed", "bailed", "suspended", "cancelled", "damaged"})
-_OPEN: Final = frozenset({"failed", "suspended", "cancelled"})
 
 
 class RunInfo(NamedTuple):
@@ -80,6 +77,18 @@ def questions_of(waits: Iterable[Wait]) -> tuple[Question, ...]:
     return tuple(Question(w.key, _shown(w.about), w.type, w.due, w.asked, w.classes) for w in asked)
 
 
+def resume_command(run_id: str, status: str, keys: Iterable[str], path: str | None, *, known: bool = True) -> str:
+    """Return the command that resumes a run, "" if it cannot be resumed; `keys` are those that it asks for.
+
+    The workflow is named unless the journal at `path` has `known` it.
+    """
+    if status not in ("failed", "suspended", "cancelled", "crashed"):
+        return ""
+    journal = f" --journal {quote(path)}" if path else ""
+    values = "".join(f" -i {quote(key)}=VALUE" for key in dict.fromkeys(keys))
+    return f"flowdeco resume {'' if known else 'FILE.py:FLOW '}{quote(run_id)}{journal}{values}"
+
+
 def finished_error(run_id: str, status: str) -> JournalError:
     """Return the error of an answer to a run that has finished."""
     return JournalError(f"run {run_id!r} has {status} and no longer asks anything: an answer would have no effect")
@@ -117,36 +126,3 @@ def questions_in(text: object) -> tuple[Question, ...]:
         )
     except (TypeError, ValueError, RecursionError):
         return ()
-
-
-class Step(NamedTuple):
-    """A stage of a journal, with the rows of its actions; `row` is None where the stage has not finished."""
-
-    name: str
-    row: Row | None
-    actions: list[Row]
-
-    def is_resumed_by(self, action: Row) -> bool:
-        """Whether an action that was written after the end of the stage is the next one in it: the stage had failed."""
-        row = self.row
-        expected = row is not None and row.number + len(self.actions) + 1
-        return row is not None and row.status in _OPEN and row.stage == action.stage and action.number == expected
-
-
-def steps(rows: Iterable[Row]) -> list[Step]:
-    """Return the stages of a history, in the order in which they finished, unfinished ones last."""
-    found: list[Step] = []
-    open: defaultdict[str, list[Row]] = defaultdict(list)
-    last: dict[str, Step] = {}
-    for row in rows:
-        if row.kind == "action":
-            before = last.get(row.branch)
-            if before is not None and before.is_resumed_by(row):
-                found.remove(last.pop(row.branch))
-                open[row.branch] = before.actions
-            open[row.branch].append(row)
-        elif row.kind == "stage":
-            last[row.branch] = Step(row.stage, row, open.pop(row.branch, []))
-            found.append(last[row.branch])
-    found.extend(Step(actions[0].stage, None, actions) for actions in open.values())
-    return found

@@ -40,8 +40,7 @@ def known_values(run: Run, errors: Iterable[BaseException]) -> KnownValues:
     stages: dict[int, Stage] = {}
     for record in run.stages:
         stages[id(record.stage)] = record.stage
-        found: list[Any] = [one.action for one in record.actions]  # None for one that failed before the run was resumed
-        actions.update((id(action), action) for action in found if action is not None)
+        actions.update((id(one.action), one.action) for one in record.actions)
     for stage in stages.values():
         known.values.extend(data_of(stage).items())
         arguments = list(_template_arguments(stage))

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.segment import Segment
 
-    from flowdeco.events import Event
-
 __all__ = ["Frame", "Notebook", "Terminal", "frame"]
 
 
@@ -248,9 +246,6 @@ class Terminal:
         width, height = self._console.size
         return frame(self._tally, height, self._glyphs, width)
 
-    def handle(self, event: Event) -> None:
-        """Do nothing: the next refresh shows it."""
-
     def refresh(self) -> None:
         """Draw the current state."""
         self._live.refresh()
@@ -292,9 +287,6 @@ class Notebook:
 
     def _drawn(self) -> Any:
         return self._display.HTML(html(frame(self._tally, 30, width=WIDE)))
-
-    def handle(self, event: Event) -> None:
-        """Do nothing: the next refresh shows it."""
 
     def refresh(self) -> None:
         """Draw the current state."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Final
 
@@ -88,40 +88,34 @@ class _Drawing:
 
     def _part(self, part: Part, name: str, indent: str) -> Iterator[str]:
         if part.kind in ("pipeline", "parallel") and part.parts:
-            yield f"{indent}subgraph {name}[{quoted(part.name)}]"
-            yield f"{indent}  direction TB"  # places branches, which no arrow joins, side by side
-            inner = self._branches(part, indent + "  ") if part.kind == "parallel" else None
-            yield from inner or self.chain(grown(part.parts, part.inserted_by), indent + "  ")
-            yield f"{indent}end"
+            draw = self._branches if part.kind == "parallel" else self._units
+            yield from _subgraph(name, part.name, draw(part, f"{indent}  "), indent)
             return
+        self._class(name, *self._classes(part))
         if any(one.is_dynamic for one in part.parts):  # its actions are a tree, too
-            self._class(name, *self._classes(part))
-            yield f"{indent}subgraph {name}[{quoted(self._headline(part))}]"
-            yield f"{indent}  direction TB"
-            yield from self.chain(grown(part.parts), indent + "  ")
-            yield f"{indent}end"
+            yield from _subgraph(name, self._headline(part), self.chain(grown(part.parts), f"{indent}  "), indent)
             return
         lines = [self._headline(part)]
         if not part.is_bare:
             lines += [self._headline(one) for one in part.parts[:MOST_ACTIONS]]
             lines += [f"… {len(part.parts) - MOST_ACTIONS:,} more"] if len(part.parts) > MOST_ACTIONS else []
         label = "<br/>".join(quoted(line)[1:-1] for line in lines)
-        self._class(name, *self._classes(part))
         yield f'{indent}{name}["{label}"]'
+
+    def _units(self, pipeline: Part, indent: str) -> Iterator[str]:
+        return self.chain(grown(pipeline.parts, pipeline.inserted_by), indent)
 
     def _branches(self, group: Part, indent: str) -> Iterator[str]:
         for node in collapsed(grown(group.parts), self._limit, MOST):
-            branch = node.nodes[0].part if isinstance(node, Collapsed) else node.part
-            inner = grown(branch.parts, group.inserted_by)
             if isinstance(node, Collapsed):
                 yield from self._unit(node, indent)
-            elif len(inner) == 1:
+                continue
+            inner = grown(node.part.parts, group.inserted_by)
+            if len(inner) == 1:
                 yield from self._unit(inner[0], indent)
             elif inner:
-                yield f"{indent}subgraph n{next(self._numbers)}[{quoted(f'branch {branch.record}')}]"
-                yield f"{indent}  direction TB"
-                yield from self.chain(inner, indent + "  ")
-                yield f"{indent}end"
+                name = f"n{next(self._numbers)}"
+                yield from _subgraph(name, f"branch {node.part.record}", self.chain(inner, f"{indent}  "), indent)
 
     def _headline(self, part: Part) -> str:
         action = part.parts[0] if part.is_bare else part
@@ -141,6 +135,11 @@ class _Drawing:
     def _class(self, node: str, *names: str) -> None:
         for name in names:
             self.nodes_by_class.setdefault(name, []).append(node)
+
+
+def _subgraph(name: str, label: str, lines: Iterable[str], indent: str) -> Iterator[str]:
+    """Yield a box around these lines; its direction places branches, which no arrow joins, side by side."""
+    yield from (f"{indent}subgraph {name}[{quoted(label)}]", f"{indent}  direction TB", *lines, f"{indent}end")
 
 
 def _arrow(by: str | None) -> str:

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from hashlib import sha256
 from itertools import islice, pairwise
-from shlex import quote
 from typing import Any, Final, NamedTuple
 
-from flowdeco.durable.info import as_text, questions_of
-from flowdeco.engine.runs import Run, Status
+from flowdeco.durable.info import as_text, questions_of, resume_command
+from flowdeco.engine.runs import Run
 from flowdeco.errors import utc
 from flowdeco.show.failures import Failure, failure_of
 from flowdeco.show.formatting import MARKS, duration, state
@@ -177,11 +176,10 @@ def _alarm(run: Run, ran: Ran, redact: Redact) -> str:
 def _resume_command(run: Run) -> str:
     journal: Any = run.resumption.journal if run.resumption is not None else None
     path = getattr(journal, "path", None)
-    if path is None or run.status not in (Status.FAILED, Status.SUSPENDED, Status.CANCELLED):
+    if path is None:
         return ""
-    entry = "" if getattr(journal, "entry", None) else "FILE.py:FLOW "
-    values = "".join(f" -i {quote(wait.key)}=VALUE" for wait in questions_of(run.waits))
-    return f"flowdeco resume {entry}{quote(run.id)} --journal {quote(str(path))}{values}"
+    keys = [question.key for question in questions_of(run.waits)]
+    return resume_command(run.id, str(run.status), keys, str(path), known=bool(getattr(journal, "entry", None)))
 
 
 def _resume(command: str) -> str:

@@ -112,12 +112,9 @@ REFRESH: Final = 0.1  # seconds: drawing a bar costs more than counting
 
 
 class View(Protocol):
-    """A display of a tally: it handles events that may be worth a line, and is refreshed every `pause` seconds or more."""
+    """A display of a tally: it is refreshed every `pause` seconds or more."""
 
     pause: float
-
-    def handle(self, event: Event) -> None:
-        """Show the beginning or the end of the run, or the end of a stage; the tally has counted it already."""
 
     def refresh(self) -> None:
         """Show the current state."""
@@ -141,7 +138,7 @@ class _Display:
             self._view = view_of(self._tally)
             self._ticker = _Ticker(self._view, event.run_id)
             self._ticker.start()
-        if kind in _LINES and self._view is not None:
+        if kind in _LINES and isinstance(self._view, Lines):
             self._view.handle(event)
 
     def close(self) -> None:

@@ -174,14 +174,9 @@ def _ran_stage(index: int, record: StageRecord) -> Part:
 
 
 def _ran_action(index: int, record: ActionRecord, in_branch: bool) -> Part:
-    action: Any = record.action  # None for one that failed before the run was resumed
-    part = Part(
-        "action",
-        record.name,
-        description="" if action is None else action.description,
-        tags=() if action is None else tuple(sorted(action.tags)),
-        bound=bound_arguments(action) if in_branch else "",
-    )
+    action = record.action
+    bound = bound_arguments(action) if in_branch else ""
+    part = Part("action", record.name, description=action.description, tags=tuple(sorted(action.tags)), bound=bound)
     return _with_outcome(part, record, index)
 
 

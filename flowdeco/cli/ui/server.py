@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 import sys
-from contextlib import suppress
 from importlib import import_module
 from threading import Event, Thread
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from flowdeco.cli.inputs import UsageError
+from flowdeco.cli.process import handled
 from flowdeco.cli.ui.guard import Asked, Guard, Reply
 from flowdeco.cli.ui.site import Site
 
@@ -110,26 +109,17 @@ def serve(site: Site, guard: Guard, listening: socket.socket, *, opens: bool) ->
     )  # fmt: skip
     server = uvicorn.Server(config)
     asked = Event()
-    before: dict[int, Any] = {}
-
-    def end(number: int, frame: object) -> None:
-        asked.set()
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        with suppress(ValueError):  # not in the main thread
-            before[each] = signal.signal(each, end)
     working = Thread(target=server.run, kwargs={"sockets": [listening]}, name="flowdeco-ui")
-    working.start()
-    try:
-        if opens:
-            import webbrowser
+    with handled(lambda number, frame: asked.set()):
+        working.start()
+        try:
+            if opens:
+                import webbrowser
 
-            webbrowser.open(guard.address(guard.new_token()))
-        while working.is_alive() and not asked.wait(0.2):
-            pass
-    finally:
-        server.should_exit = True
-        working.join()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+                webbrowser.open(guard.address(guard.new_token()))
+            while working.is_alive() and not asked.wait(0.2):
+                pass
+        finally:
+            server.should_exit = True
+            working.join()
     return asked.is_set()
