@@ -247,3 +247,18 @@ def test_a_damaged_step_does_not_prevent_the_list():
         connection.execute("UPDATE log SET what = '[' WHERE what LIKE '%action%'")
     assert journal.ended_actions("r") == journal.ended_actions("none") == 0
     assert said("runs").splitlines()[1].split()[-1] == "0"
+
+
+def test_a_group_with_a_branch_at_work_is_at_work():
+    """Whatever else in it has completed; and so is the group around it."""
+
+    @action
+    def look(ctx: Context) -> None:
+        SEEN.append(durable.read("runs.db", ctx.run_id).ran())
+
+    inner = parallel(Stage("before", [nothing]), Stage("now", [nothing, look]), name="inner", limit=1)
+    run = parallel(inner, other, name="outer", limit=1).run(journal="runs.db")
+    assert re.findall(r"(.) .*(outer|inner|before|now) .*?(running|)$", SEEN[0].text(), re.M) == [
+        ("▸", "outer", "running"), ("▸", "inner", "running"), ("✓", "before", ""), ("▸", "now", "running"),
+    ]  # fmt: skip
+    assert run.ran().parts[0].status == "completed"

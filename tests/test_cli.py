@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from flowdeco import cli, durable, pipeline
+from flowdeco import action, cli, durable, pipeline
 from flowdeco.cli.commands import COMMANDS
 from flowdeco.cli.entry_point import EntryError, load
 
@@ -1597,6 +1597,14 @@ def test_a_run_that_exists_is_answered_in_the_words_of_the_command_line(flowdeco
     flowdeco("resume", "one", "-i", "approval=yes")
     code, _, err = flowdeco("run", "flows.py:gated", "-i", "kinds=0", "--run-id", "one")
     assert (code, err.endswith("already, completed: give another --run-id\n")) == (2, True)
+
+
+def test_the_advice_to_resume_names_the_workflow_if_the_journal_does_not_know_it(flowdeco, journal):
+    """As that of the other commands does."""
+    fails = action(name="fails")(lambda: 1 / 0)
+    fails.run(journal=str(journal), run_id="one", check=False)
+    _, _, err = flowdeco("run", "flows.py:gated", "-i", "kinds=0", "--run-id", "one")
+    assert err.endswith("or resume it: flowdeco resume FILE.py:FLOW one\n")
 
 
 def test_times_are_in_utc(flowdeco, journal):

@@ -61,7 +61,8 @@ def _exists(options: Namespace, path: str | None) -> UsageError:
 
     info = find_run(str(path), options.run_id)
     state = state_of(info)
-    command = resume_command(info.id, state, [question.key for question in info.questions], options.journal)
+    keys = [question.key for question in info.questions]
+    command = resume_command(info.id, state, keys, options.journal, known=bool(info.entry))
     return UsageError(
         f"{path} has a run {info.id!r} already, {state}: give another --run-id"
         f"{f', or resume it: {command}' if command else ''}"

@@ -69,7 +69,8 @@ class _Node:
 
 # The first of these that one of the parts has is the status of the whole.
 _GRAVITY = (
-    Status.FAILED, Status.CANCELLED, Status.SUSPENDED, Status.BAILED, Status.COMPLETED, Status.SKIPPED, Status.PENDING,
+    Status.FAILED, Status.CANCELLED, Status.SUSPENDED, Status.BAILED, Status.RUNNING, Status.COMPLETED, Status.SKIPPED,
+    Status.PENDING,
 )  # fmt: skip
 
 
