@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import operator
 import types
 from collections.abc import Sequence
 from typing import Any, Final, cast
@@ -86,8 +85,12 @@ def _read_member(where: Any, name: Any) -> Any:
     return members[name]
 
 
+def _either(one: Any, other: Any) -> Any:
+    return one | other
+
+
 def _flag(cls: Any, names: Sequence[str]) -> Any:
-    return functools.reduce(operator.or_, (cls.__members__[name] for name in names), cls(0))
+    return functools.reduce(_either, (cls.__members__[name] for name in names), cls(0))
 
 
 def _write_flag(value: Any) -> list[Any]:
@@ -157,7 +160,7 @@ def _read_type(node: Any) -> Any:
     if node == "builtins:NoneType":
         return types.NoneType
     if type(node) is list:
-        return functools.reduce(operator.or_, map(_read_type, cast("list[Any]", node)))
+        return functools.reduce(_either, map(_read_type, cast("list[Any]", node)))
     if type(node) is dict:
         return types.GenericAlias(lookup_class(node["of"]), tuple(map(_read_type, checked_list(node["args"]))))
     return lookup_class(node)
