@@ -88,8 +88,8 @@ print(flowdeco.action is sys.modules["flowdeco.model.declare"].action, "wrapt" i
 """
     assert in_process(script).splitlines() == [
         "False True",
-        "flowdeco flowdeco.errors flowdeco.model flowdeco.model.keys flowdeco.model.lazy flowdeco.model.sentinels "
-        "flowdeco.model.tuples",
+        "flowdeco flowdeco.errors flowdeco.model "
+        + " ".join(f"flowdeco.model.{name}" for name in ("keys", "lazy", "sentinels", "tuples")),
         "True True True",
     ]
 
