@@ -236,3 +236,13 @@ def test_a_history_has_the_waits_of_steps_that_have_not_run_again():
     assert found[NOWHERE] == {
         0: Outcome("", None, Status.SUSPENDED, 0.0, 0.0, number=0, waits=[wait._replace(at=("0", 4))])
     }
+
+
+def test_steps_that_another_leg_did_not_come_to_are_kept_with_what_their_branches_left():
+    """Those of this leg count before them; a branch may have left nothing."""
+    log, left = Log(), Remains(Store({"k": 1}), None, None, {})
+    log.of()[0] = did(0)
+    log.keep_untaken({"0": {0: did(0, error=KeyError()), 1: did(1)}, "b": {0: did(0)}}, {"0": left}.get)
+    assert {branch: sorted(mine) for branch, mine in log.steps.items()} == {"0": [0, 1], "b": [0]}
+    assert log.steps["0"][0].error is None
+    assert log.remains == {"0": left}
