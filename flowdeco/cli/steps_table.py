@@ -84,58 +84,78 @@ def _attempts(row: Row, codec: str) -> str:
 
 def steps(rows: list[Row], codec: str) -> dict[tuple[str, int], Step]:
     """Return the stages and groups of a run in its order, by branch and number."""
-    written = {(row.branch, row.number): at for at, row in enumerate(rows)}
-    groups = {branch: place for row in rows if row.kind == "group" for branch, place in _branches(row, codec)}
-    others: dict[str, int] = {}  # branches of groups that have no row yet
+    table = _Table(rows, codec)
+    for row in sorted(rows, key=table.path):
+        table.add(row)
+    return table.steps
 
-    def path(row: Row) -> tuple[int, ...]:
+
+class _Table:
+    """The stages and groups of a run, to which its rows are added in the order of the run."""
+
+    def __init__(self, rows: list[Row], codec: str) -> None:
+        self.steps: dict[tuple[str, int], Step] = {}
+        self._codec = codec
+        self._written = {(row.branch, row.number): at for at, row in enumerate(rows)}
+        self._groups = {branch: place for row in rows if row.kind == "group" for branch, place in _branches(row, codec)}
+        self._others: dict[str, int] = {}  # branches of groups that have no row yet
+        self._around: dict[tuple[str, int], Step] = {}  # the stage at each place, and that of each action
+        self._left: dict[tuple[str, int], tuple[str, int]] = {}  # who inserted units, and how many have not begun
+
+    def path(self, row: Row) -> tuple[int, ...]:
         """Return the place of a step in the order of the run."""
         places, branch = [row.number], row.branch
-        while branch in groups:
-            group, index = groups[branch]
+        while branch in self._groups:
+            group, index = self._groups[branch]
             places += index, group.number
             branch = group.branch
-        places.append(0 if branch == _ROOT else others.setdefault(branch, len(others) + 1))
+        places.append(0 if branch == _ROOT else self._others.setdefault(branch, len(self._others) + 1))
         return tuple(reversed(places))
 
-    found: dict[tuple[str, int], Step] = {}
-    around: dict[tuple[str, int], Step] = {}  # the stage at each place, and that of each action
-    left: dict[tuple[str, int], tuple[str, int]] = {}  # who inserted units, and how many of these have not begun
+    def add(self, row: Row) -> None:
+        """Add the row of a stage, a group or an action; a pipeline has no row in the table."""
+        branch, number = key = row.branch, row.number
+        by = branch, _inserter_of(row, self._codec)[0]
+        if by in self._left:
+            who, count = self._left[by]
+            self._left[by] = who, count - 1
+        if row.kind in ("stage", "group"):
+            self._begin(key, row, by)
+        elif row.kind == "action":
+            self._add_action(row, self._around.get((branch, number - 1)) or self._begin_without_row(row, by))
 
-    def add(key: tuple[str, int], row: Row, by: tuple[str, int]) -> Step:
-        """Add a stage or group; `by` is the action that inserted it, and `row` its own, or that of its first action."""
-        group, _ = groups.get(key[0], (None, 0))
-        inserter, is_action = around.get(by), row.kind == "action"
+    def _add_action(self, action: Row, step: Step) -> None:
+        key = action.branch, action.number
+        step.actions.append(action)
+        self._around[key] = step
+        row = step.row
+        if row is not None and row.status in _OPEN and self._written[key] > self._written[row.branch, row.number]:
+            step.row = None  # a resume has reopened it
+        if b"inserted" in action.payload:
+            units: Any = _parts_of(action, self._codec).get("inserted", ())
+            count = len(units["$tuple"] if hasattr(units, "keys") else units)
+            self._left[key] = f"{action.stage}/{action.action}", count
+
+    def _begin_without_row(self, first: Row, by: tuple[str, int]) -> Step:
+        """Begin the stage of a first action; it was inserted by the latest action that has units left, if there is one."""
+        waiting = (at for at, (_, count) in reversed(self._left.items()) if at[0] == first.branch and count > 0)
+        return self._begin((first.branch, first.number - 1), first, next(waiting, by))
+
+    def _begin(self, key: tuple[str, int], row: Row, by: tuple[str, int]) -> Step:
+        """Begin a stage or group; `by` is the action that inserted it, and `row` its own, or that of its first action."""
+        group, _ = self._groups.get(key[0], (None, 0))
+        inserter, is_action = self._around.get(by), row.kind == "action"
         if inserter is not None:
             depth = inserter.depth + (inserter.name != row.stage or row.kind == "group")
         else:
-            depth = 0 if group is None else found[group.branch, group.number].depth + 1
+            depth = 0 if group is None else self.steps[group.branch, group.number].depth + 1
         source = group if is_action else row
-        who = left[by][0] if is_action and by in left else "" if source is None else _by(source, codec)
+        who = (
+            self._left[by][0] if is_action and by in self._left else "" if source is None else _by(source, self._codec)
+        )
         step = Step(row.stage, None if is_action else row, min(depth, _DEEPEST), who)
-        found[key] = around[key] = step
+        self.steps[key] = self._around[key] = step
         return step
-
-    for row in sorted(rows, key=path):
-        branch, number = key = row.branch, row.number
-        by = branch, _inserter_of(row, codec)[0]
-        if by in left:
-            left[by] = left[by][0], left[by][1] - 1
-        if row.kind in ("stage", "group"):
-            add(key, row, by)
-        elif row.kind == "action":
-            step = around.get((branch, number - 1))
-            if step is None:
-                by = next((at for at, (_, count) in reversed(left.items()) if at[0] == branch and count > 0), by)
-                step = add((branch, number - 1), row, by)
-            step.actions.append(row)
-            around[key] = step
-            if step.row is not None and step.row.status in _OPEN and written[key] > written[branch, step.row.number]:
-                step.row = None  # a resume has reopened it
-            if b"inserted" in row.payload:
-                units: Any = _parts_of(row, codec).get("inserted", ())
-                left[key] = f"{row.stage}/{row.action}", len(units["$tuple"] if hasattr(units, "keys") else units)
-    return found
 
 
 def _branches(group: Row, codec: str) -> Iterator[tuple[str, tuple[Row, int]]]:
