@@ -316,7 +316,7 @@ class Model:
             completed += not made or any(status != "skipped" for _, status, *_ in made)
             if group.enough and completed == group.enough:
                 break
-        if completed < group.enough and (lost or count < group.enough):  # otherwise there are only skipped ones besides
+        if completed < group.enough and (lost or count < group.enough):  # with neither, the others were skipped
             self.restore(before)
             if count < group.enough:
                 self.recover(lost)
