@@ -830,6 +830,7 @@ def test_what_is_still_to_come_in_a_run_that_runs_is_pending(opened, tmp_path):
         open_row(sheet, "process[b]")
         assert word in sheet.page.locator("#rows .detail").inner_text()
         assert word in sheet.page.locator("#states").inner_text()
+        assert {"pending": "2 still to come", "not reached": "1 did not run"}[word] in sheet.page.content()
 
 
 def test_five_thousand_stages_stay_responsive(opened):

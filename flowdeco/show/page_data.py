@@ -84,12 +84,12 @@ class PageData:
         states = Counter(each for row in stages for each in _filters(row))
         tags = Counter(tag for row in stages for tag in self._tags(row))
         failure = self._failure(self._run.error)
-        culprits = self._culprits()
+        culprits, is_running = self._culprits(), self._run.status is Status.RUNNING
         return {
             "rows": self._rows,
             "stages": len(stages),
-            "said": ", ".join(_counts(stages)),
-            "unreached": "pending" if self._run.status is Status.RUNNING else "not reached",
+            "said": ", ".join(_counts(stages, is_running=is_running)),
+            "unreached": "pending" if is_running else "not reached",
             "states": sorted(states.items(), key=lambda one: -one[1]) if len(states) > 1 else [],
             "tags": sorted(tags.items(), key=lambda one: (-one[1], one[0]))[:MOST_TAGS],
             "failures": [_failure_as_json(failure) for failure in self._failures],
@@ -272,11 +272,15 @@ def _filters(stage: Row) -> Iterator[str]:
         yield "retried"
 
 
-def _counts(stages: Sequence[Row]) -> Iterator[str]:
-    idle = sum(row["s"] in ("pending", "skipped") for row in stages)
-    yield f"{len(stages) - idle:,} in the order in which they ran"
-    if idle:
-        yield f"{idle:,} did not run"
+def _counts(stages: Sequence[Row], *, is_running: bool) -> Iterator[str]:
+    states = Counter(row["s"] for row in stages)
+    skipped, pending = states["skipped"], states["pending"]
+    yield f"{len(stages) - skipped - pending:,} in the order in which they ran"
+    if pending and is_running:
+        yield f"{pending:,} still to come"
+        pending = 0
+    if skipped or pending:
+        yield f"{skipped + pending:,} did not run"
 
 
 def _colour(row: Row) -> str:
