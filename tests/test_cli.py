@@ -334,6 +334,10 @@ def test_a_wrong_definition_is_reported_with_its_own_line(flowdeco):
     ("arguments", "complaint"),
     [
         (["run", "flows.py:flow", "--html", ""], "an empty string is not the path of a file: write --html page.html"),
+        (
+            ["run", "flows.py:flow", "--journal", "x.db", "--html", "./x.db"],
+            "--html ./x.db: it is the journal of the run",
+        ),
         (["show", "one", "--html", ""], "an empty string is not the path of a file: write --html page.html"),
         (["plan", "flows.py:flow", "-o", ""], "an empty string is not the path of a file: write -o plan.html"),
         (["plan", "flows.py:flow", "-o", "flows.py"], "-o flows.py: it is the name of a Python file"),
@@ -343,9 +347,15 @@ def test_a_wrong_definition_is_reported_with_its_own_line(flowdeco):
             ["show", "one", "--journal", "runs.db", "--html", "-"],
             "--html -: a page is written to a file: give its name",
         ),
-        (["run", "flows.py:flow", "--html", "kept.db"], "--html kept.db: it is a journal, which would be overwritten"),
-        (["show", "one", "--journal", "runs.db", "--html", "kept.db", "--force"], "--html kept.db: it is a journal"),
-        (["plan", "flows.py:flow", "-o", "kept.db"], "-o kept.db: it is a journal"),
+        (
+            ["run", "flows.py:flow", "--html", "kept.db"],
+            "--html kept.db: it is an SQLite database, which would be overwritten",
+        ),
+        (
+            ["show", "one", "--journal", "runs.db", "--html", "kept.db", "--force"],
+            "--html kept.db: it is an SQLite database",
+        ),
+        (["plan", "flows.py:flow", "-o", "kept.db"], "-o kept.db: it is an SQLite database"),
         (["run", "flows.py:flow", "--no-journal", "--journal", "x.db"], "--journal x.db keeps one: give one of them"),
         (["nope"], "'validate', 'wake' (see: flowdeco --help)"),
     ],

@@ -162,8 +162,12 @@ def _excludes_text(annotation: Any) -> bool:
     return any((get_origin(annotation) or annotation) is kind for kind in _NOT_TEXT)
 
 
-def check_page(path: str | None, *, values: bool) -> None:
-    """Refuse a page that cannot be written, before the run, and `--values` without a page."""
+def check_page(path: str | None, *, values: bool, journal: str | None = None) -> None:
+    """Refuse a page that cannot be written, or would replace the journal, before the run; and `--values` without a page."""
+    if path == "-":
+        raise UsageError("--html -: a page is written to a file: give its name")
+    if path and journal and os.path.realpath(path) == os.path.realpath(journal):
+        raise UsageError(f"--html {path}: it is the journal of the run: give another name")
     if path:
         check_output("--html", path)
     elif values:
@@ -172,14 +176,12 @@ def check_page(path: str | None, *, values: bool) -> None:
 
 def check_output(option: str, path: str) -> None:
     """Refuse a file that cannot be written, before anything is done."""
-    if path == "-":
-        raise UsageError(f"{option} -: a page is written to a file: give its name")
     if path.endswith(".py"):
         raise UsageError(
             f"{option} {path}: it is the name of a Python file, which would be overwritten: give another name"
         )
     if _is_database(path):
-        raise UsageError(f"{option} {path}: it is a journal, which would be overwritten: give another name")
+        raise UsageError(f"{option} {path}: it is an SQLite database, which would be overwritten: give another name")
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise UsageError(f"{option} {path}: there is no such directory")

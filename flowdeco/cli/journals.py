@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "cancel",
+    "command_to_resume",
     "find_run",
     "journal_of",
     "journal_path",
@@ -126,7 +127,7 @@ def cancel(options: Namespace) -> int:
     elif now.owner is not None:
         report.say(f"run {now.id} stops at its next step: {now.owner} is working on it")
     else:
-        report.say(f"run {now.id} is cancelled; to resume: {_command_to_resume(options.journal, now)}")
+        report.say(f"run {now.id} is cancelled; to resume: {command_to_resume(options.journal, now)}")
     return FINE
 
 
@@ -292,7 +293,7 @@ def show(options: Namespace) -> int:
         report.print_steps(table)
     if options.messages:
         _print_messages(_read_whole(path, info))
-    report.print_resume_hint(_command_to_resume(options.journal, info))
+    report.print_resume_hint(command_to_resume(options.journal, info))
     return FINE
 
 
@@ -374,10 +375,11 @@ def run_page(
 
     run = _read_whole(path, info, values=unpickle)
     shown = crashed(ran(run)) if state_of(info) == "crashed" else ran(run)
-    return page(run, shown, None, values=values, resume=_command_to_resume(path, info), served=served)
+    return page(run, shown, None, values=values, resume=command_to_resume(path, info), served=served)
 
 
-def _command_to_resume(path: str | None, info: RunInfo) -> str:
+def command_to_resume(path: str | None, info: RunInfo) -> str:
+    """Return the command that resumes a run of this journal, "" if it cannot be resumed."""
     keys = [question.key for question in info.questions]
     return resume_command(info.id, state_of(info), keys, path, known=bool(info.entry))
 

@@ -56,15 +56,12 @@ def run(options: Namespace) -> int:
 
 def _exists(options: Namespace, path: str | None) -> UsageError:
     """Return the error of a run id that the journal has already."""
-    from flowdeco.cli.journals import find_run, state_of
-    from flowdeco.durable.info import resume_command
+    from flowdeco.cli.journals import command_to_resume, find_run, state_of
 
     info = find_run(str(path), options.run_id)
-    state = state_of(info)
-    keys = [question.key for question in info.questions]
-    command = resume_command(info.id, state, keys, options.journal, known=bool(info.entry))
+    command = command_to_resume(options.journal, info)
     return UsageError(
-        f"{path} has a run {info.id!r} already, {state}: give another --run-id"
+        f"{path} has a run {info.id!r} already, {state_of(info)}: give another --run-id"
         f"{f', or resume it: {command}' if command else ''}"
     )
 
@@ -152,7 +149,7 @@ def _perform(
 ) -> int:  # fmt: skip
     """Run, report the outcome, and return the exit code; `finished` is a run that had completed before."""
     configure_logging(options.verbose)
-    check_page(options.html, values=options.values)
+    check_page(options.html, values=options.values, journal=path)
     how: dict[str, Any] = {"check": False, "suspend_after": options.suspend_after, "timeout": options.timeout}
     if options.progress:
         how["progress"] = True
