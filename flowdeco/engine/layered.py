@@ -30,12 +30,7 @@ def in_layers(
     earlier: Outcome | None = None,
 ) -> Walk:  # fmt: skip
     """Call an action inside its layers, as often as they ask for it; then conclude it."""
-    around = branch.layers(number, layers, branch.scope.unit, step.action)
-    if step.local:
-        around.localized = step
-    if earlier is not None:
-        around.continue_from(earlier)
-        around.messages = messages_after(earlier)
+    around = _layers_around(branch, step, number, layers, earlier)
     mark, watch = branch.store.mark(), around.watch
     act: Execution | None = None
     called = None if earlier is None else branch.waits_of(number).called
@@ -81,6 +76,19 @@ def in_layers(
     act = act or Execution(step, by, number, started)
     act.value, act.bail, act.layers, act.mark, act.watch = value, bail, around, undoes, watch
     return conclude(branch, act)
+
+
+def _layers_around(
+    branch: Branch, step: Step, number: int, layers: tuple[Middleware, ...], earlier: Outcome | None
+) -> Layers:
+    """Return the layers of an action, which continue from its earlier outcome."""
+    around = branch.layers(number, layers, branch.scope.unit, step.action)
+    if step.local:
+        around.localized = step
+    if earlier is not None:
+        around.continue_from(earlier)
+        around.messages = messages_after(earlier)
+    return around
 
 
 def _called(branch: Branch, act: Execution, before: Called | None) -> Generator[Request, Any, Any]:
