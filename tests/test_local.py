@@ -333,6 +333,30 @@ def changed(name: str) -> None:
         return rows
 
 
+def test_local_and_shared_values_that_a_failed_attempt_changed_in_place():
+    """The next attempt sees what the failed one made of the shared value; the local one is made again."""
+
+    @stage(local=True, use=[retry(on=OSError, wait=0)])
+    def attempted() -> None:
+        @action
+        def mine() -> list[int]:
+            return []
+
+        @action(returns=None)
+        def change(mine: list[int], shared: list[int]) -> None:
+            mine.append(len(mine))
+            shared.append(len(shared))
+            if len(shared) < 3:
+                raise OSError
+
+        @action(returns="seen")
+        def see(mine: list[int], shared: list[int]) -> tuple[list[int], list[int]]:
+            return mine, shared
+
+    inputs: list[int] = []
+    assert attempted.run({"shared": inputs}, journal=MemoryJournal())["seen"] == ([0], [0, 1, 2])
+
+
 def test_local_results_travel_to_other_processes():
     with ProcessPoolExecutor(1) as pool:
         assert parallel(per("a"), per("b")).run(executor=pool)["seen"] == ["a", "b"]

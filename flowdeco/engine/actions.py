@@ -84,7 +84,7 @@ def _perform(branch: Branch, step: Step, by: str | None, number: int, earlier: O
             act.messages = messages_after(earlier)
         if terms.recorder is not None:
             act.mark = branch.store.mark()
-            act.watch = terms.recorder.looks.watch(branch.store, branch.changed)
+            act.watch = terms.recorder.looks.watch(branch.store, branch.note_changed)
         act.value = yield from call_action(branch, act, scope.values)
         error = conclude(branch, act)
     return error if terms.recorder is None else ((yield from branch.save()) or error)

@@ -63,6 +63,7 @@ class Branch:
     switches: Mapping[str, bool] = _NO_SWITCHES  # the latest one last
     switched: Mapping[str, bool] = _NO_SWITCHES  # those of this branch
     consumed: frozenset[str] = frozenset()  # keys of answers
+    changed: frozenset[str] = frozenset()  # with a journal: keys whose values were changed in place
     held_waits: tuple[Wait, ...] = ()  # of the steps inside an atomic one
     # Answers that another attempt at an open scope will need: number here, branch and number there.
     answered: tuple[tuple[int, tuple[str, int], list[Wait]], ...] = ()
@@ -85,7 +86,6 @@ class Branch:
         # Groups that another attempt may have to forget: the number of each, and the ids of all its branches.
         self.inner_branches: list[tuple[int, list[str]]] = []
         self.rows: list[Any] = []  # not yet written to the journal
-        self.changed: set[str] = set()  # with a journal: keys whose values were changed in place
         # Changed in place before a resume: the order of the last change, and the value after it.
         self.revised: dict[Name, tuple[int, Any]] = {}
         self.waits: dict[int, Waits] = {}  # of the steps at work
@@ -179,7 +179,7 @@ class Branch:
     ) -> Layers:
         """Return the layers of a step in the current scope; with a journal, they note what they may change in place."""
         terms, scope, shown = self.terms, self.scope, self.store
-        watch = None if terms.recorder is None else terms.recorder.looks.watch(shown, self.changed)
+        watch = None if terms.recorder is None else terms.recorder.looks.watch(shown, self.note_changed)
         if watch is not None:
             shown = watch.watched()
         around = Layers(terms.run_id, shown, scope.pipeline, stage, action, layers, terms.gate)
@@ -195,6 +195,10 @@ class Branch:
         if self.atomic and type(row.payload) is Payload:
             row = row._replace(payload=row.payload.kept())
         self.rows.append(row)
+
+    def note_changed(self, keys: Iterable[Name]) -> None:
+        """Note that the values under these keys were changed in place."""
+        self.changed = self.changed.union(key for key in keys if isinstance(key, str))
 
     def save(self) -> Walk:
         """Write the noted rows to the journal; once that has failed, nothing more is written."""

@@ -46,9 +46,9 @@ class Looks:
         self.parts: dict[Name, tuple[int, frozenset[int]]] = {}  # and the ids of its parts, once something was changed
         self.frozen: set[str] = set()  # keys whose values are not looked at
 
-    def watch(self, store: Store, changed: set[str]) -> Watch:
-        """Return the watch over a store during one step; `changed` receives the keys of values that it changed."""
-        return Watch(self, store, changed)
+    def watch(self, store: Store, note: Callable[[Iterable[Name]], None]) -> Watch:
+        """Return the watch over a store during one step; `note` receives the keys of values that it changed."""
+        return Watch(self, store, note)
 
     def of(self, key: Name, value: Any) -> _Look:
         """Return the look of the value under this key."""
@@ -99,12 +99,12 @@ class Looks:
 class Watch:
     """The values that the user code of a step has read, and may have changed in place."""
 
-    __slots__ = ("_changed", "_looks", "_resting", "_seen", "_store")
+    __slots__ = ("_looks", "_note", "_resting", "_seen", "_store")
 
-    def __init__(self, looks: Looks, store: Store, changed: set[str]) -> None:
+    def __init__(self, looks: Looks, store: Store, note: Callable[[Iterable[Name]], None]) -> None:
         self._looks = looks
         self._store = store
-        self._changed = changed
+        self._note = note
         self._seen: dict[Name, _Look] = {}
         self._resting: tuple[Name, ...] = ()
 
@@ -159,7 +159,7 @@ class Watch:
             changes.update((key, value) for key, value in shared.items() if key not in others)
         if not changes:
             return written
-        self._changed.update(key for key in changes if isinstance(key, str))
+        self._note(changes)
         return written._replace(changes=changes)
 
     def _changed_under(self, key: Name, look: _Look, written: Delta) -> dict[Name, Any]:

@@ -15,6 +15,7 @@ from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["UNNUMBERED", "Before", "OpenScope", "OpenStream"]
 
+_NO_NAMES: Final[frozenset[str]] = frozenset()  # `frozenset()` makes another one each time: 216 bytes
 UNNUMBERED: Final = -2  # the number of a scope that notes no outcome
 
 
@@ -72,7 +73,7 @@ class OpenScope:
         self.is_quiet = False
         self.is_bare = False  # it is quiet, and has no `use_actions`
         self.is_atomic = False  # it is one step, and its rows are held back
-        self.local: frozenset[str] = frozenset()  # names of results that are local to it
+        self.local = _NO_NAMES  # names of results that are local to it
         self.records: list[Any] = []  # of the actions of a stage
         # By its actions and layers; `scopes` puts them on the agenda as it ends.
         self.inserted: list[tuple[Any, str]] = []

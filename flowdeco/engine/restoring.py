@@ -107,7 +107,7 @@ def reapply(branch: Branch, written: Delta) -> None:
     if written.changes:
         for key, value in written.changes.items():
             _revise(branch, key, value, written.order)
-        branch.changed.update(key for key in written.changes if isinstance(key, str))
+        branch.note_changed(written.changes)
         written = written._replace(changes={})
     branch.store.apply(written)
 

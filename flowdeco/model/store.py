@@ -23,6 +23,7 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 _MOST_DELETED: Final = 10_000  # names that are remembered
+_NO_NAMES: Final[frozenset[Name]] = frozenset()  # `frozenset()` makes another one each time
 COPIED: Final = 64  # values: up to here a copy costs a branch no more than a layer
 
 
@@ -42,7 +43,7 @@ class Store(Shows, MutableMapping[str, Any]):
         self._owned: dict[Name, list[Any]] = {}  # lists that the store has made, and may append to in place
         self._marks: list[Mark] = []
         self._given: Mapping[Name, int] = {}  # inputs and answers: by name, the `id` of the value
-        self._rewritten: set[Name] = set()  # those of them that were written since
+        self._rewritten = _NO_NAMES  # those of them that were written since
         if mapping is not None:
             try:
                 given = mapping if isinstance(cast("object", mapping), Mapping) else dict(mapping)
@@ -57,7 +58,7 @@ class Store(Shows, MutableMapping[str, Any]):
         """Make this a store over the values of another one, which notes the writes to it."""
         self._data, self._owned, self._marks = data, {}, [Mark()]
         self._ended, self._deleted = base._ended, base._deleted
-        self._given, self._rewritten = base._given, set(base._rewritten)
+        self._given, self._rewritten = base._given, base._rewritten
         return self
 
     @overload
@@ -142,8 +143,8 @@ class Store(Shows, MutableMapping[str, Any]):
             target = [] if before is MISSING else list(cast("list[Any]", before))
         if self._marks:
             self._note(name, Grown(target, len(target), before))
-        if name in self._given:
-            self._rewritten.add(name)
+        if name in self._given and name not in self._rewritten:
+            self._rewritten |= {name}
         self._owned[name] = self._data[name] = target
         target.extend(items)
 
@@ -201,8 +202,8 @@ class Store(Shows, MutableMapping[str, Any]):
         """Write under a name that has been checked."""
         if self._marks:
             self._note(name, self._data.get(name, MISSING))
-        if name in self._given:
-            self._rewritten.add(name)
+        if name in self._given and name not in self._rewritten:
+            self._rewritten |= {name}
         self._data[name] = value
 
     def mark(self) -> Mark:
@@ -369,7 +370,7 @@ class Store(Shows, MutableMapping[str, Any]):
     def give(self, names: Iterable[str]) -> None:
         """Note that the run was given the values under these names, as inputs or answers."""
         self._given = {**self._given, **{name: id(self._data[name]) for name in names}}
-        self._rewritten.difference_update(names)
+        self._rewritten = self._rewritten.difference(names)
 
     def is_given(self, name: str) -> bool:
         """Whether the value is the one that the run was given, and no step wrote it."""
@@ -401,7 +402,7 @@ class Store(Shows, MutableMapping[str, Any]):
         else:
             self._data[name] = before
             if self._given.get(name) == id(before):
-                self._rewritten.discard(name)
+                self._rewritten -= {name}
 
     def _changes(self, noted: Mark) -> Delta:
         puts: dict[str, Any] = {}

@@ -189,7 +189,7 @@ def in_a_durable_run(inputs, function, **options):
     """A branch of one, and an action that is about to be called, under watch."""
     kept = recorder()
     branch, act = in_stage(Stage("s"), inputs, recorder=kept), act_of(function, **options)
-    act.watch = kept.looks.watch(branch.store, branch.changed)
+    act.watch = kept.looks.watch(branch.store, branch.note_changed)
     return branch, act
 
 

@@ -146,7 +146,7 @@ def concluded(act, inputs=None, *, layers=None, stage=None, mark=False, **terms)
     if mark or terms.get("recorder"):
         did.mark = branch.store.mark()
     if terms.get("recorder"):
-        did.watch = branch.terms.recorder.looks.watch(branch.store, branch.changed)
+        did.watch = branch.terms.recorder.looks.watch(branch.store, branch.note_changed)
     did.value = perform(call_action(branch, did, {}))
     return branch, conclude(branch, did)
 

@@ -817,7 +817,7 @@ def test_layers_around_a_run_are_numbered_from_the_inside():
 def watched(*layers, base=None):
     """Layers around a stage of which all is noted that they write, or change in place, until its target begins."""
     base = Store() if base is None else base
-    watch = Looks(digest).watch(base, set())
+    watch = Looks(digest).watch(base, set().update)
     around = layers_of(*layers, store=watch.watched())
     around.mark, around.entry_writes, around.watch = base.mark(), [], watch
     return around

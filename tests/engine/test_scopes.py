@@ -1060,7 +1060,7 @@ def test_another_attempt_counts_from_when_it_begins():
         yield
 
     scope, _ = opened(branch, S, (again(3), changes))
-    branch.changed.add("xs")
+    branch.note_changed(["xs"])
     assert closed(branch, scope, ValueError("no")) is None
     journal = branch.terms.recorder.journal
     (row,) = journal.history("run-1")
