@@ -429,11 +429,13 @@ def without_addresses(text: str) -> str:
 
 
 def shortened(value: object, limit: int = 60) -> str:
-    """Return the repr of a value, without addresses and cut short, for use in a message."""
+    """Return the repr of a value, in one line, without addresses and cut short, for use in a message."""
     try:
         text = without_addresses(repr(value))
     except Exception:  # of a user's `__repr__`, or of an integer with more digits than Python converts
         text = f"{value:#x}" if isinstance(value, int) else a_type(value)
+    if "\n" in text:
+        text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -24,7 +24,7 @@ from flowdeco.errors import (
     MissingInputError,
     SerializationError,
     a_type,
-    without_addresses,
+    shortened,
 )
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, bound_of
@@ -61,16 +61,18 @@ def retry(
     """
     _check_on("retry", on)
     if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
-        raise DefinitionError(f"retry: attempts is a positive number of times, not {attempts!r}")
+        raise DefinitionError(f"retry: attempts is a positive number of times, not {shortened(attempts)}")
     if not isinstance(jitter, bool):
-        raise DefinitionError(f"retry: jitter is True or False, not {jitter!r}")
+        raise DefinitionError(f"retry: jitter is True or False, not {shortened(jitter)}")
     given = {"wait": wait, "wait_max": wait_max, "timeout": timeout}
     times: dict[str, Any] = {name: in_seconds(each) for name, each in given.items()}
     for name, seconds in times.items():
         if not (
             _is_seconds(seconds) or (name == "wait" and callable(seconds)) or (name == "timeout" and seconds is None)
         ):
-            raise DefinitionError(f"retry: {name} is a number of seconds that is not negative, not {seconds!r}")
+            raise DefinitionError(
+                f"retry: {name} is a number of seconds that is not negative, not {shortened(seconds)}"
+            )
     return cast("Middleware", Retry(on, attempts, jitter=jitter, **times))
 
 
@@ -109,7 +111,7 @@ class Retry(NamedTuple):
         """Return how long to wait after the failure of this number."""
         pause = in_seconds(self.wait(number)) if callable(self.wait) else self.wait * 2.0 ** min(number - 1, 64)
         if not _is_seconds(pause):
-            raise DefinitionError(f"retry: wait({number}) returned {pause!r}, not a number of seconds")
+            raise DefinitionError(f"retry: wait({number}) returned {shortened(pause)}, not a number of seconds")
         pause = min(pause, self.wait_max)
         return random.uniform(0, pause) if self.jitter else pause
 
@@ -162,7 +164,7 @@ class Recover(NamedTuple):
         return unit_in((self.outcome,), 1) is not None
 
     def __repr__(self) -> str:
-        return without_addresses(f"recover(on={self.on!r}, outcome={self.outcome!r})")
+        return f"recover(on={shortened(self.on)}, outcome={shortened(self.outcome)})"
 
 
 def cached(path: str | os.PathLike[str]) -> Middleware:
@@ -365,4 +367,6 @@ def _check_on(name: str, on: object) -> None:
         return
     classes = cast("tuple[object, ...]", on) if isinstance(on, tuple) else (on,)
     if not classes or not all(isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes):
-        raise DefinitionError(f"{name}: `on` is an exception class, a tuple of them, or a function, not {on!r}")
+        raise DefinitionError(
+            f"{name}: `on` is an exception class, a tuple of them, or a function, not {shortened(cast('object', on))}"
+        )

@@ -74,9 +74,9 @@ class Clock:
         """Let this much time pass at once, in seconds or as a `timedelta`."""
         passed = in_seconds(seconds)
         if not isinstance(cast("object", passed), (int, float)):
-            raise TypeError(f"the clock moves by a number of seconds or a timedelta, not {seconds!r}")
+            raise TypeError(f"the clock moves by a number of seconds or a timedelta, not {shortened(seconds)}")
         if not passed >= 0:
-            raise ValueError(f"the clock only moves forward: {seconds!r} seconds are not enough")
+            raise ValueError(f"the clock only moves forward: {shortened(seconds)} seconds are not enough")
         self.now += passed
 
     def sleep(self, seconds: float) -> None:

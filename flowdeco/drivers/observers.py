@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flowdeco.drivers.interrupts import is_cancellation
 from flowdeco.engine.requests import Gate
-from flowdeco.errors import DefinitionError, meant_by
+from flowdeco.errors import DefinitionError, meant_by, shortened
 from flowdeco.model.options import described
 
 if TYPE_CHECKING:
@@ -21,15 +21,15 @@ def checked_observers(observers: Any) -> list[Callable[[Event], object]]:
     """Return the observers as a list of their own; raises `DefinitionError` for anything but plain callables."""
     __tracebackhide__ = True
     if callable(observers) or not isinstance(observers, Iterable):
-        instead = "not None" if observers is None else f"write observers=[{observers!r}]"
+        instead = "not None" if observers is None else f"write observers=[{shortened(observers)}]"
         raise DefinitionError(f"observers is a list of callables: {instead}")
     listening = list(cast("Iterable[Any]", observers))
     for observer in listening:
         if not callable(observer):
-            raise DefinitionError(f"an observer is a callable that takes an event, not {observer!r}")
+            raise DefinitionError(f"an observer is a callable that takes an event, not {shortened(observer)}")
         if inspect.iscoroutinefunction(observer):
             raise DefinitionError(
-                f"an observer is a plain function, and {observer!r} is `async def`: nothing would await it"
+                f"an observer is a plain function, and {shortened(observer)} is `async def`: nothing would await it"
             )
     return listening
 

@@ -114,9 +114,9 @@ def resume(
     """Return the run to continue and its evaluation, or the run itself if there is nothing left to do."""
     __tracebackhide__ = True
     if from_stage is not None and not isinstance(from_stage, str):
-        raise DefinitionError(f"from_stage is the name of a stage, not {from_stage!r}")
+        raise DefinitionError(f"from_stage is the name of a stage, not {shortened(from_stage)}")
     if on_change not in ("error", "ignore", "rerun"):
-        raise DefinitionError(f"on_change is 'error', 'ignore' or 'rerun', not {on_change!r}")
+        raise DefinitionError(f"on_change is 'error', 'ignore' or 'rerun', not {shortened(on_change)}")
     if isinstance(what, Run) and options.journal is None and what.resumption is not None:
         options = options._replace(journal=what.resumption.journal)
     if not isinstance(what, Run):
@@ -125,7 +125,9 @@ def resume(
         run_id = what.id if isinstance(what, Run) else what
         return _from_journal(_Start(flow, inputs, options, gate), run_id, on_change, from_stage)
     if not isinstance(what, Run):
-        raise DefinitionError(f"to resume run {what!r} by its id, give its journal: resume({what!r}, journal=...)")
+        raise DefinitionError(
+            f"to resume run {shortened(what)} by its id, give its journal: resume({shortened(what)}, journal=...)"
+        )
     if from_stage is not None:
         raise DefinitionError("from_stage needs a journal: a run in memory has only its last state")
     return _from_memory(flow, what, inputs, options, on_change, gate)
@@ -285,11 +287,13 @@ def _check(inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
     """Raise `DefinitionError` for an option that is not what it should be."""
     __tracebackhide__ = True
     if inputs is not None and not isinstance(inputs, Mapping):
-        raise DefinitionError(f"inputs are a mapping of keys to values, not the {type(inputs).__name__} {inputs!r}")
+        raise DefinitionError(
+            f"inputs are a mapping of keys to values, not the {type(inputs).__name__} {shortened(inputs)}"
+        )
     if options.run_id is not None and not (isinstance(options.run_id, str) and options.run_id):
-        raise DefinitionError(f"run_id is a non-empty string, or None for a new one, not {options.run_id!r}")
+        raise DefinitionError(f"run_id is a non-empty string, or None for a new one, not {shortened(options.run_id)}")
     if options.if_exists not in ("error", "resume"):
-        raise DefinitionError(f"if_exists is 'error' or 'resume', not {options.if_exists!r}")
+        raise DefinitionError(f"if_exists is 'error' or 'resume', not {shortened(options.if_exists)}")
     if options.if_exists == "resume" and (options.journal is None or options.run_id is None):
         raise DefinitionError(
             "if_exists='resume' needs to know which run may exist: give a journal and a run_id, such as "
@@ -297,17 +301,17 @@ def _check(inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
         )
     history = options.history
     if history is not None and (isinstance(history, bool) or not isinstance(history, int) or history < 0):
-        raise DefinitionError(f"history is the number of stage records to keep, not {history!r}")
+        raise DefinitionError(f"history is the number of stage records to keep, not {shortened(history)}")
     executor = options.executor
     if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
         hint = f": write {executor.__name__}()" if isinstance(executor, type) else ""
-        raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}{hint}")
+        raise DefinitionError(f"executor is a concurrent.futures.Executor, not {shortened(options.executor)}{hint}")
     checked_count(options.limit, "limit", "concurrent calls")
     seconds = in_seconds(options.suspend_after)
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
         raise DefinitionError(
             f"suspend_after is a number of seconds that is not negative, a timedelta, or math.inf for never, "
-            f"not {options.suspend_after!r}"
+            f"not {shortened(options.suspend_after)}"
         )
 
 

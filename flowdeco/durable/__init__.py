@@ -76,7 +76,7 @@ def due(journal: Any, now: float | None = None) -> list[RunInfo]:
     A crashed run, and one that was answered before it is due, is due since it was last updated. `now` is in POSIX seconds.
     """
     if now is not None and (isinstance(now, bool) or not isinstance(now, (int, float))):
-        raise DefinitionError(f"now is a time in POSIX seconds, as that of time.time(), not {now!r}")
+        raise DefinitionError(f"now is a time in POSIX seconds, as that of time.time(), not {shortened(now)}")
     at = time.time() if now is None else now
     target = as_journal(journal)
     found: list[RunInfo] = target.runs(due=at) if isinstance(target, SqliteJournal) else target.runs()
@@ -122,7 +122,7 @@ def purge(journal: Any, older_than: Duration, status: str | Iterable[str] | None
         raise DefinitionError(f"older_than is a number of seconds, or a timedelta, not {shortened(older_than)}")
     wanted = None if status is None else checked_tags([status] if isinstance(status, str) else status, "status")
     for unknown in sorted((wanted or frozenset()) - STATUSES):
-        raise DefinitionError(f"no run has the status {unknown!r}. {suggestion(unknown, STATUSES)}")
+        raise DefinitionError(f"no run has the status {shortened(unknown)}. {suggestion(unknown, STATUSES)}")
     target, before, count = as_journal(journal), time.time() - seconds, 0
     for run in target.runs():
         if run.updated <= before and run.owner is None and (wanted is None or run.status in wanted):

@@ -6,7 +6,7 @@ import os
 from typing import Any, cast
 
 from flowdeco.durable.sqlite import SqliteJournal
-from flowdeco.errors import JournalError
+from flowdeco.errors import JournalError, shortened
 
 __all__ = ["as_journal", "at_rest", "for_run"]
 
@@ -19,7 +19,7 @@ def as_journal(journal: Any) -> Any:
         callable(getattr(journal, name, None)) for name in ("create", "open", "read", "write", "close")
     ):
         return journal
-    raise JournalError(f"journal is a path or a journal, such as SqliteJournal(path), not {journal!r}")
+    raise JournalError(f"journal is a path or a journal, such as SqliteJournal(path), not {shortened(journal)}")
 
 
 def for_run(journal: Any) -> Any:

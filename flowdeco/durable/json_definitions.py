@@ -12,7 +12,7 @@ from flowdeco.durable.json_values import exception_class
 from flowdeco.durable.kinds import Kind, checked_dict, checked_list, checked_string, of_two
 from flowdeco.durable.lookup import class_of, find, lookup, lookup_instance, place, reference
 from flowdeco.durable.notation import Nested, Notation, is_of
-from flowdeco.errors import JournalError
+from flowdeco.errors import JournalError, shortened
 from flowdeco.middleware import Cached, Recover, Retry, recover, retry
 from flowdeco.model.declare import StageTemplate
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, options_of
@@ -235,7 +235,9 @@ def _write_layer(notation: Notation, layer: Any) -> Any:
         partial = cast("functools.partial[Any]", layer)
         where, args, kwargs = notation.function_written(partial.func), partial.args, partial.keywords
     elif isinstance(layer, Cached):  # it loads pickles from a folder, which the file must not choose
-        raise TypeError(f"JSON does not refer to {layer!r}: use it in the definition, or in `use_actions` of its stage")
+        raise TypeError(
+            f"JSON does not refer to {shortened(layer)}: use it in the definition, or in `use_actions` of its stage"
+        )
     else:
         return notation.function_written(layer)
     written = {name: _write_argument(notation, value) for name, value in kwargs.items()}

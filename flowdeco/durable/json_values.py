@@ -13,7 +13,7 @@ from flowdeco.durable.codec import described_error, remade_exception
 from flowdeco.durable.kinds import ZONE, Kind, checked_dict, checked_list, checked_string, of_two
 from flowdeco.durable.lookup import class_of, lookup, lookup_class, reference
 from flowdeco.durable.notation import Nested, Notation, by_class, is_of
-from flowdeco.errors import JournalError, RunError
+from flowdeco.errors import JournalError, RunError, shortened
 from flowdeco.model.keys import Key
 
 __all__ = ["VALUES", "exception_class"]
@@ -97,7 +97,7 @@ def _write_flag(value: Any) -> list[Any]:
     cls = class_of(value)
     where, names = reference(cls, "enum"), [member.name for member in value]
     if _flag(cls, names) is not value:
-        raise TypeError(f"{value!r} is not a combination of members of {where}")
+        raise TypeError(f"{shortened(value)} is not a combination of members of {where}")
     return [where, names]
 
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any, Final, cast
 from uuid import UUID
 
-from flowdeco.errors import JournalError
+from flowdeco.errors import JournalError, shortened
 from flowdeco.model.sentinels import MISSING, UNSET
 
 __all__ = ["STANDARD", "ZONE", "Kind", "checked_dict", "checked_list", "checked_string", "of_two"]
@@ -93,7 +93,9 @@ def _is_zone(value: Any) -> bool:
 def _write_zone(zone: Any) -> str:
     cls = cast("Any", type(zone))
     if (cls.__module__, cls.__name__) != ("zoneinfo", "ZoneInfo") or not zone.key:
-        raise TypeError(f"JSON cannot hold the time zone {zone!r}: use zoneinfo, or register {cls.__qualname__}")
+        raise TypeError(
+            f"JSON cannot hold the time zone {shortened(zone)}: use zoneinfo, or register {cls.__qualname__}"
+        )
     return cast("str", zone.key)
 
 

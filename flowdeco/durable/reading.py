@@ -13,7 +13,7 @@ from flowdeco.engine.reading import encoded_inputs, questions_and_used_keys, rea
 from flowdeco.engine.run_logger import run_logger
 from flowdeco.engine.runs import Resumption, Run
 from flowdeco.engine.waits import check_answer, refusals
-from flowdeco.errors import DefinitionError, JournalError, Wait, suggestion
+from flowdeco.errors import DefinitionError, JournalError, Wait, shortened, suggestion
 from flowdeco.model.options import check_run_id
 from flowdeco.model.store import Store
 
@@ -50,7 +50,9 @@ def answer(
     """
     check_run_id(run_id)
     if not isinstance({} if answers is None else answers, Mapping) or not (answers or error):
-        raise DefinitionError(f'answers are a mapping of keys to values, such as {{"approved": True}}, not {answers!r}')
+        raise DefinitionError(
+            f'answers are a mapping of keys to values, such as {{"approved": True}}, not {shortened(answers)}'
+        )
     given, target, errors = dict(Store(answers)), as_journal(journal), dict[str, BaseException]()
     runs: list[RunInfo] = target.runs(run_id=run_id) if isinstance(target, SqliteJournal) else target.runs()
     for run in (run for run in runs if run.id == run_id):

@@ -40,6 +40,7 @@ from flowdeco.errors import (
     RunNotFoundError,
     SerializationError,
     Wait,
+    shortened,
     suggestion,
 )
 from flowdeco.model.options import Duration, checked_path, in_seconds
@@ -70,16 +71,18 @@ class SqliteJournal:
     ) -> None:
         given = checked_path(path, "the file of a journal", JournalError)
         if not given or given == ":memory:":
-            raise JournalError(f"a journal is a file, and {given!r} is not one: MemoryJournal() keeps runs in memory")
+            raise JournalError(
+                f"a journal is a file, and {shortened(given)} is not one: MemoryJournal() keeps runs in memory"
+            )
         if os.path.isdir(given):
             raise JournalError(f"{given!r} is a folder: give the path of a file, such as 'runs.db'")
         if synchronous not in {"NORMAL", "FULL"}:
-            raise JournalError(f"synchronous is 'NORMAL' or 'FULL', not {synchronous!r}")
+            raise JournalError(f"synchronous is 'NORMAL' or 'FULL', not {shortened(synchronous)}")
         seconds = in_seconds(lease)
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
-            raise JournalError(f"lease is a positive number of seconds, or a timedelta, not {lease!r}")
+            raise JournalError(f"lease is a positive number of seconds, or a timedelta, not {shortened(lease)}")
         if not (entry is None or isinstance(entry, str)):
-            raise JournalError(f"entry is the entry point of a pipeline, such as 'module:flow', not {entry!r}")
+            raise JournalError(f"entry is the entry point of a pipeline, such as 'module:flow', not {shortened(entry)}")
         self.path: str = os.path.abspath(given)
         self.codec: Codec = named_codec(codec)
         self.synchronous = synchronous
@@ -448,7 +451,7 @@ def named_codec(codec: str | Codec) -> Codec:
 
         return JsonCodec()
     if isinstance(codec, (str, type)) or not all(hasattr(codec, each) for each in ("name", "encode", "decode")):
-        raise JournalError(f"codec is 'pickle', 'json' or a Codec, not {codec!r}")
+        raise JournalError(f"codec is 'pickle', 'json' or a Codec, not {shortened(codec)}")
     return codec
 
 

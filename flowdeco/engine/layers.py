@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from flowdeco.engine.call import Call
 from flowdeco.engine.outcome import NOTHING_DROPPED, Dropped, Outcome, Status
 from flowdeco.engine.requests import Await, Deferred, Gate, Raised, Request, Sleep
-from flowdeco.errors import Bail, MiddlewareError, StoreTypeError, Suspend, meant_by
+from flowdeco.errors import Bail, MiddlewareError, StoreTypeError, Suspend, meant_by, shortened
 from flowdeco.model.definitions import Action, Pipeline, Stage
 from flowdeco.model.deltas import Delta, Mark
 from flowdeco.model.keys import AnyKey, Key
@@ -428,7 +428,10 @@ def _resolved(
 def _by_name(layer: Middleware, item: Any) -> Mapping[str, Any] | Exception:
     """Return the values that a layer yields by their names, or the error of anything else."""
     if not isinstance(item, Mapping) or not all(isinstance(key, (str, Key)) for key in cast("Mapping[Any, Any]", item)):
-        return _misused(layer, f"yielded {item!r}: it may yield nothing, a mapping of values, or Sleep(seconds)")
+        return _misused(
+            layer,
+            f"yielded {shortened(cast('object', item))}: it may yield nothing, a mapping of values, or Sleep(seconds)",
+        )
     values: dict[str, Any] = {}
     try:
         for key, value in cast("Mapping[AnyKey, Any]", item).items():

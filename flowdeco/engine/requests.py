@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-from flowdeco.errors import Cancelled, MiddlewareError, meant_by
+from flowdeco.errors import Cancelled, MiddlewareError, meant_by, shortened
 from flowdeco.model.options import Duration, in_seconds
 from flowdeco.model.tuples import NamedTuple
 
@@ -110,7 +110,7 @@ class Sleep:
         length = in_seconds(seconds)
         if isinstance(length, bool) or not isinstance(length, (int, float)) or not length >= 0:
             raise MiddlewareError(
-                f"Sleep takes a number of seconds that is not negative, or a timedelta, not {seconds!r}"
+                f"Sleep takes a number of seconds that is not negative, or a timedelta, not {shortened(seconds)}"
             )
         self.seconds: float = length
 

@@ -182,10 +182,10 @@ def _misplaced(value: Any, unit: Any) -> str:
     if _is_of(value, (list, tuple)) and any(each is unit for each in _ends(value, _SHORT)):
         return (
             f"a mix of units and data: the first element is the {type(value[0]).__name__} {shortened(value[0])}, and "
-            f"{unit!r} is among the others. Return the units, and write the data by ctx.store or collect="
+            f"{shortened(unit)} is among the others. Return the units, and write the data by ctx.store or collect="
         )
     return (
-        f"{_described(value)}, with {unit!r} in it, which would be stored and never run: "
+        f"{_described(value)}, with {shortened(unit)} in it, which would be stored and never run: "
         f"return units in a list, and not in another collection or a nested one"
     )
 

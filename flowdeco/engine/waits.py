@@ -226,7 +226,8 @@ def moment(when: datetime | float) -> float:
     if isinstance(when, (int, float)) and not isinstance(when, bool) and -LAST_SECOND <= when < inf:
         if when > LAST_SECOND:
             raise DefinitionError(
-                f"ctx.sleep_until takes POSIX seconds, and {shortened(when)} is after the year 9999: are these milliseconds?"
+                f"ctx.sleep_until takes POSIX seconds, and {shortened(when)} is after the year 9999: are these "
+                "milliseconds?"
             )
         return float(when)
     given: Any = when
@@ -234,8 +235,9 @@ def moment(when: datetime | float) -> float:
         raise DefinitionError(f"ctx.sleep_until takes an aware datetime or POSIX seconds, not {shortened(when)}")
     if given.utcoffset() is None:
         raise DefinitionError(
-            f"ctx.sleep_until takes an aware datetime, and {when!r} has no time zone, so that its meaning would depend on "
-            f"the machine: write it with one, such as datetime(2025, 1, 31, 12, tzinfo=timezone.utc), or when.astimezone()"
+            f"ctx.sleep_until takes an aware datetime, and {shortened(when)} has no time zone, so that its meaning would "
+            "depend on the machine: write it with one, such as datetime(2025, 1, 31, 12, tzinfo=timezone.utc), or "
+            "when.astimezone()"
         )
     return float(given.timestamp())
 
@@ -406,5 +408,5 @@ def refusals(error: object, questions: Sequence[Any], run_id: str) -> dict[str, 
                 f"run {run_id!r} does not wait for {key!r}. {suggestion(str(key), keys, 'It waits for')}"
             )
         if not isinstance(each, Exception):
-            raise DefinitionError(f"error= is an exception, such as RuntimeError('refused'), not {each!r}")
+            raise DefinitionError(f"error= is an exception, such as RuntimeError('refused'), not {shortened(each)}")
     return dict(found)

@@ -261,7 +261,7 @@ def _stage_of(function: Any, options: dict[str, Any]) -> Any:
     if isinstance(function, type):
         raise DefinitionError(f"@stage goes on a function, not on the class {who}: write `def {who}():`")
     if isinstance(function, (Unit, Template)) or not callable(function):
-        raise DefinitionError(f"@stage goes on a function, not on the {type(function).__name__} {function!r}")
+        raise DefinitionError(f"@stage goes on a function, not on the {type(function).__name__} {shortened(function)}")
     if any(is_other(function) for is_other in _NOT_PLAIN):
         raise DefinitionError(
             f"@stage goes on a plain function, and {who} is not one: its body only declares actions. "
@@ -271,7 +271,9 @@ def _stage_of(function: Any, options: dict[str, Any]) -> Any:
     if name is None:
         name = getattr(function, "__name__", None)
         if not name:
-            raise DefinitionError(f"the {type(function).__name__} {function!r} has no name: write @stage(name=...)")
+            raise DefinitionError(
+                f"the {type(function).__name__} {shortened(function)} has no name: write @stage(name=...)"
+            )
     description = options["description"]
     if description is None:
         description = first_paragraph(function.__doc__)

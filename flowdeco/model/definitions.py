@@ -28,7 +28,6 @@ from flowdeco.errors import (
     printable,
     shortened,
     suggestion,
-    without_addresses,
 )
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.functions import bindable, call_bound, function_name, is_same_function, signature_of
@@ -270,7 +269,7 @@ class Action(Equal, Unit, _Proxy, Generic[P, R]):
         return sorted({*dir(self.__wrapped__), *(name for name in dir(Action) if not name.startswith("_"))})
 
     def __repr__(self) -> str:
-        bound = "".join(f", {name}={without_addresses(repr(value))}" for name, value in self._self_bound.items())
+        bound = "".join(f", {name}={shortened(value)}" for name, value in self._self_bound.items())
         return printable(f"<Action {self.name}{bound}>")
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -313,7 +312,7 @@ def checked_options(function: Any, *, name: str | None = None, **options: Any) -
             hint = ": write a method that calls the other one"
         raise DefinitionError(
             f"an action is made from a function, not from the {type(function).__name__} {described(function)}{hint}"
-            f"{f': write @action(name={function!r})' if isinstance(function, str) else ''}"
+            f"{f': write @action(name={shortened(function)})' if isinstance(function, str) else ''}"
         )
     options["name"] = function_name(function) if name is None else name
     return _without_conflict(ActionOptions(**checked("an action", options)))
@@ -362,7 +361,7 @@ def _checked_data(data: object, stage: str) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, Mapping):
-        raise DefinitionError(f"the data of stage {stage!r} is a mapping of keys to values, not {data!r}")
+        raise DefinitionError(f"the data of stage {stage!r} is a mapping of keys to values, not {shortened(data)}")
     found: dict[str, Any] = {}
     for key, value in cast("Mapping[Any, Any]", data).items():
         try:
@@ -485,7 +484,7 @@ class Stage(Value, Unit, Parted):
         description: str = "",
     ) -> None:
         if isinstance(actions, (Unit, str)) or not isinstance(actions, Iterable):
-            raise DefinitionError(f"the actions of stage {name!r} are a list, not {actions!r}: write [...]")
+            raise DefinitionError(f"the actions of stage {name!r} are a list, not {shortened(actions)}: write [...]")
         if isinstance(actions, (set, frozenset)):
             raise DefinitionError(f"the actions of stage {name!r} are a list, and a set has no order: write [...]")
         own = checked(

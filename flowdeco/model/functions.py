@@ -11,14 +11,16 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
-from flowdeco.errors import DefinitionError
+from flowdeco.errors import DefinitionError, shortened
 
 
 def function_name(function: Any) -> str:
     """Return the name of a callable; also for a classmethod or staticmethod object."""
     name = getattr(function, "__name__", None) or getattr(getattr(function, "__func__", None), "__name__", None)
     if not name:
-        raise DefinitionError(f"the {type(function).__name__} {function!r} has no name: write action(name=...)(...)")
+        raise DefinitionError(
+            f"the {type(function).__name__} {shortened(function)} has no name: write action(name=...)(...)"
+        )
     return str(name)
 
 

@@ -64,7 +64,7 @@ class Key(Generic[T]):
     def __init__(self: Key[Any], name: str, *, frozen: bool = False) -> None: ...
     def __init__(self, name: str, type: Any = Any, *, frozen: bool = False) -> None:
         if not isinstance(frozen, bool):
-            raise DefinitionError(f"frozen= of the key {key_name(name)!r} is True or False, not {frozen!r}")
+            raise DefinitionError(f"frozen= of the key {key_name(name)!r} is True or False, not {shortened(frozen)}")
         object.__setattr__(self, "name", key_name(name))
         object.__setattr__(self, "frozen", frozen)
         object.__setattr__(self, "type", type)
@@ -146,7 +146,9 @@ def key_name(key: object) -> str:
         raise StoreTypeError("a key of the store is a non-empty string, not ''")
     if isinstance(key, Key):
         return cast("Key[Any]", key).name
-    raise StoreTypeError(f"a key of the store is a non-empty string or a Key, not the {type(key).__name__} {key!r}")
+    raise StoreTypeError(
+        f"a key of the store is a non-empty string or a Key, not the {type(key).__name__} {shortened(key)}"
+    )
 
 
 def result_keys(returns: Any) -> tuple[Any, ...]:
@@ -213,7 +215,7 @@ def _class_of(member: Any) -> type | None:
     if not (isinstance(cls, type) or _is_form(cls)):
         raise DefinitionError(
             f"the type of a key, or of an answer, is a type, such as int or list[str], not the {type(member).__name__} "
-            f"{member!r}"
+            f"{shortened(member)}"
         )
     if not isinstance(cls, type) or cls in (Any, IO, BinaryIO, TextIO):  # no file is an instance of the last three
         return None

@@ -10,7 +10,7 @@ from math import inf
 from os import PathLike, fsdecode
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypedDict, cast
 
-from flowdeco.errors import DefinitionError, FlowdecoError, shortened, without_addresses
+from flowdeco.errors import DefinitionError, FlowdecoError, shortened
 from flowdeco.model.functions import attribute_uses, function_run
 from flowdeco.model.keys import AnyKey, Key, key_name
 from flowdeco.model.sentinels import UNSET
@@ -120,31 +120,31 @@ def checked_path(path: object, what: str, error: type[FlowdecoError] = Definitio
 
 def checked_name(name: object, what: str) -> str:
     if not isinstance(name, str) or not name:
-        raise DefinitionError(f"the name of {what} is a non-empty string, not {name!r}")
+        raise DefinitionError(f"the name of {what} is a non-empty string, not {shortened(name)}")
     return name
 
 
 def checked_text(text: object, option: str) -> str | None:
     if text is not None and not isinstance(text, str):
-        raise DefinitionError(f"{option} is a string, not {text!r}")
+        raise DefinitionError(f"{option} is a string, not {shortened(text)}")
     return text
 
 
 def checked_count(count: Any, option: str, of: str) -> int | None:
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise DefinitionError(f"{option} is a positive number of {of}, not {count!r}")
+        raise DefinitionError(f"{option} is a positive number of {of}, not {shortened(count)}")
     return count
 
 
 def checked_tags(tags: object, option: str = "tags") -> frozenset[str]:
     if isinstance(tags, str):
-        raise DefinitionError(f"{option} is a collection of strings, not a string: write {option}=[{tags!r}]")
+        raise DefinitionError(f"{option} is a collection of strings, not a string: write {option}=[{shortened(tags)}]")
     if not isinstance(tags, Iterable):
-        raise DefinitionError(f"{option} is a collection of strings, not {tags!r}")
+        raise DefinitionError(f"{option} is a collection of strings, not {shortened(tags)}")
     found: list[str] = []
     for tag in cast("Iterable[object]", tags):
         if not isinstance(tag, str) or not tag:
-            raise DefinitionError(f"{option} is a collection of non-empty strings; {tag!r} is not one")
+            raise DefinitionError(f"{option} is a collection of non-empty strings; {shortened(tag)} is not one")
         found.append(tag)
     return frozenset(found)
 
@@ -224,7 +224,7 @@ def _takes_one(layer: Any) -> bool:
 
 
 def described(thing: object) -> str:
-    return str(getattr(thing, "__qualname__", None) or without_addresses(repr(thing)))
+    return str(getattr(thing, "__qualname__", None) or shortened(thing, 200))
 
 
 def placed(function: Any) -> str:
@@ -251,7 +251,7 @@ def checked_timeout(timeout: Any, option: str = "timeout") -> float | None:
     if seconds is None:
         return None
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
-        raise DefinitionError(f"{option} is a positive number of seconds, or a timedelta, not {timeout!r}")
+        raise DefinitionError(f"{option} is a positive number of seconds, or a timedelta, not {shortened(timeout)}")
     try:
         seconds = float(seconds)
     except OverflowError:  # an integer that no float can hold
@@ -263,7 +263,8 @@ def checked_selectors(selectors: object, option: str = "skip") -> tuple[str, ...
     """Return the selectors as a tuple; a bare string is an error."""
     for each in _items(selectors):
         if isinstance(each, (list, tuple, set, frozenset)):
-            names = ", ".join(map(repr, _items(tuple(cast("Iterable[object]", each)))))
+            items = list(cast("Iterable[object]", each))
+            names = ", ".join(map(shortened, items[:5])) + ", ..." * (len(items) > 5)
             instead = f"{option}=[{names}]" if option == "skip" else f"{option}({names})"
             raise DefinitionError(f"{option} takes selectors one by one, not in a collection: write {instead}")
     return tuple(sorted(checked_tags(selectors, option)))
@@ -295,13 +296,15 @@ def checked(of: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flag(flag: object, option: str) -> bool:
     if not isinstance(flag, bool):
-        raise DefinitionError(f"{option} is True or False, not {flag!r}")
+        raise DefinitionError(f"{option} is True or False, not {shortened(flag)}")
     return flag
 
 
 def _key(key: Any, option: str) -> AnyKey:
     if not (isinstance(key, (str, Key)) and key):
-        raise DefinitionError(f"{option} names keys of the store: non-empty strings or Key objects, not {key!r}")
+        raise DefinitionError(
+            f"{option} names keys of the store: non-empty strings or Key objects, not {shortened(key)}"
+        )
     return cast("AnyKey", key)
 
 
@@ -328,7 +331,7 @@ def _merge(merge: Any, option: str) -> dict[str, Callable[[Any, Any], Any]]:
     given: Any = merge or {}
     if not isinstance(given, Mapping) or not all(map(callable, cast("Mapping[Any, Any]", given).values())):
         raise DefinitionError(
-            f"{option} maps keys to functions of two values, as {{'key': operator.add}}, not {merge!r}"
+            f"{option} maps keys to functions of two values, as {{'key': operator.add}}, not {shortened(merge)}"
         )
     found = {key_name(key): combine for key, combine in cast("Mapping[Any, Any]", given).items()}
     for name, combine in found.items():
@@ -358,7 +361,8 @@ def _tolerance(tolerate: Any, option: str) -> float:
     is_share = isinstance(tolerate, float) and 0 <= tolerate < 1
     if not is_share and (isinstance(tolerate, bool) or not isinstance(tolerate, int) or tolerate < 0):
         raise DefinitionError(
-            f"{option} is the number of branches that may fail, or a share of them below 1, as 0.1, not {tolerate!r}"
+            f"{option} is the number of branches that may fail, or a share of them below 1, as 0.1, not "
+            f"{shortened(tolerate)}"
         )
     return cast("float", tolerate)
 

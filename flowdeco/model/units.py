@@ -255,7 +255,7 @@ U = TypeVar("U", bound=Unit)
 def member_named(owner: Unit, name: object, members: Sequence[U], what: str) -> U:
     """Return the member of this name; a `KeyError` for none or several."""
     if not isinstance(name, str):
-        raise TypeError(f"{owner!r} is looked up by the name of {_article(what)}, not by {name!r}")
+        raise TypeError(f"{owner!r} is looked up by the name of {_article(what)}, not by {shortened(name)}")
     found = [member for member in members if member.name == name]
     if len(found) == 1:
         return found[0]

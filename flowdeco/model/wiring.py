@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast, get_args
 
-from flowdeco.errors import Problem, WiringError, suggestion
+from flowdeco.errors import Problem, WiringError, shortened, suggestion
 from flowdeco.model.annotations import EMPTY
 from flowdeco.model.contents import agree
 from flowdeco.model.definitions import (
@@ -214,9 +214,9 @@ def _in_stage(
 def validate(unit: Unit, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
     """Return the problems of a unit, certain or not, in the order of evaluation."""
     if isinstance(inputs, str):
-        raise TypeError(f"inputs names keys: write [{inputs!r}]")
+        raise TypeError(f"inputs names keys: write [{shortened(inputs)}]")
     if not isinstance(cast("object", inputs), Iterable):
-        raise TypeError(f"inputs names keys: a list of them, or a mapping, not {inputs!r}")
+        raise TypeError(f"inputs names keys: a list of them, or a mapping, not {shortened(inputs)}")
     known, flow = _Known(dict.fromkeys(map(key_name, inputs))), _Flow((unit,), frozenset())
     found = [problem for gap in _check(unit, known, _Around(), flow.skip) for problem in _problems(gap, known, flow)]
     return found + [problem for each in every_unit((unit,)) if isinstance(each, Parallel) for problem in _rivals(each)]

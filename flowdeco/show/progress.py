@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 from flowdeco.engine.run_logger import run_logger
-from flowdeco.errors import DefinitionError, duration, printable
+from flowdeco.errors import DefinitionError, duration, printable, shortened
 from flowdeco.events import Event, RunFinished, RunStarted, StageFinished, StageStarted, UnitsInserted, Watcher
 from flowdeco.model.options import Bar, Shown
 from flowdeco.show.tally import HANDLERS, Row, Tally, describe, waiting
@@ -50,7 +50,7 @@ def watcher(progress: Shown) -> Watcher | None:
         return _Callback(shown)
     raise DefinitionError(
         f"progress is True, a function of (done, known, current), or a bar with total, update(n) and close(), "
-        f"not {shown!r}"
+        f"not {shortened(shown)}"
     )
 
 
