@@ -28,7 +28,15 @@ from flowdeco.errors import (
 )
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, bound_of
-from flowdeco.model.options import Duration, Middleware, checked_path, described, in_seconds
+from flowdeco.model.options import (
+    LAST_SECOND,
+    Duration,
+    Middleware,
+    checked_path,
+    described,
+    in_seconds,
+    seconds_of,
+)
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step
 from flowdeco.model.supplying import Supplies
@@ -64,16 +72,9 @@ def retry(
         raise DefinitionError(f"retry: attempts is a positive number of times, not {shortened(attempts)}")
     if not isinstance(jitter, bool):
         raise DefinitionError(f"retry: jitter is True or False, not {shortened(jitter)}")
-    given = {"wait": wait, "wait_max": wait_max, "timeout": timeout}
-    times: dict[str, Any] = {name: in_seconds(each) for name, each in given.items()}
-    for name, seconds in times.items():
-        if not (
-            _is_seconds(seconds) or (name == "wait" and callable(seconds)) or (name == "timeout" and seconds is None)
-        ):
-            raise DefinitionError(
-                f"retry: {name} is a number of seconds that is not negative, not {shortened(seconds)}"
-            )
-    return cast("Middleware", Retry(on, attempts, jitter=jitter, **times))
+    first = wait if callable(wait) else seconds_of(wait, "retry: wait is")
+    longest, last = _limit(wait_max, "wait_max"), None if timeout is None else _limit(timeout, "timeout")
+    return cast("Middleware", Retry(on, attempts, first, longest, jitter, last))
 
 
 class Retry(NamedTuple):
@@ -109,10 +110,11 @@ class Retry(NamedTuple):
 
     def _pause(self, number: int) -> float:
         """Return how long to wait after the failure of this number."""
-        pause = in_seconds(self.wait(number)) if callable(self.wait) else self.wait * 2.0 ** min(number - 1, 64)
-        if not _is_seconds(pause):
-            raise DefinitionError(f"retry: wait({number}) returned {shortened(pause)}, not a number of seconds")
-        pause = min(pause, self.wait_max)
+        wait: Any = self.wait(number) if callable(self.wait) else self.wait * 2.0 ** min(number - 1, 64)
+        pause = in_seconds(wait)
+        if pause is None or pause < 0:
+            raise DefinitionError(f"retry: wait({number}) returned {shortened(wait)}, not a number of seconds")
+        pause = min(pause, self.wait_max, LAST_SECOND)
         return random.uniform(0, pause) if self.jitter else pause
 
     def __repr__(self) -> str:
@@ -121,8 +123,9 @@ class Retry(NamedTuple):
         return f"retry(on={described(self.on)}, {options})"
 
 
-def _is_seconds(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+def _limit(duration: Duration, name: str) -> float:
+    seconds = in_seconds(duration)
+    return seconds if seconds is not None and seconds > LAST_SECOND else seconds_of(duration, f"retry: {name} is")
 
 
 def recover(*, on: _On, outcome: Any = None) -> Middleware:

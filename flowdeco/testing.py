@@ -73,9 +73,9 @@ class Clock:
     def advance(self, seconds: Duration) -> None:
         """Let this much time pass at once, in seconds or as a `timedelta`."""
         passed = in_seconds(seconds)
-        if not isinstance(cast("object", passed), (int, float)):
+        if passed is None:
             raise TypeError(f"the clock moves by a number of seconds or a timedelta, not {shortened(seconds)}")
-        if not passed >= 0:
+        if passed < 0:
             raise ValueError(f"the clock only moves forward: {shortened(seconds)} seconds are not enough")
         self.now += passed
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from datetime import timedelta
-from math import inf
+from decimal import Decimal
+from fractions import Fraction
+from math import inf, nan
 
 import pytest
 
 from flowdeco import Context, Stage, action, durable, pipeline, stage
-from flowdeco.errors import ActionTimeout, DefinitionError, MiddlewareError, UnitTimeout, WaitTimeout
+from flowdeco.errors import ActionTimeout, DefinitionError, JournalError, MiddlewareError, UnitTimeout, WaitTimeout
 from flowdeco.middleware import Sleep, retry
-from flowdeco.model.options import in_seconds, seconds_of
+from flowdeco.model.options import LAST_SECOND, in_seconds, seconds_of
 from flowdeco.testing import FlowRunner
 
 MINUTE = timedelta(minutes=1)
+HUGE = 10**400
 
 
 @action
@@ -136,14 +140,65 @@ def test_retry_waits_and_gives_up():
     [
         lambda x: pipeline(timeout=x), lambda x: Stage("s", timeout=x), lambda x: action(timeout=x)(test_retry_waits_and_gives_up),
         lambda x: pipeline().run(suspend_after=x), lambda x: pipeline().run(timeout=x), lambda x: retry(on=OSError, wait=x),
-        lambda x: retry(on=OSError, timeout=x), lambda x: seconds_of(x, "it"), lambda x: Sleep(x),
+        lambda x: retry(on=OSError, timeout=x), lambda x: seconds_of(x, "it is"), lambda x: Sleep(x),
+        lambda x: retry(on=OSError, wait_max=x), lambda x: durable.SqliteJournal("r.db", lease=x),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("value", [timedelta(seconds=-1), "60", True, "1 min"])
+@pytest.mark.parametrize(
+    "value", [timedelta(seconds=-1), "60", True, "1 min", nan, -inf, -HUGE, 1j, Decimal(1), Fraction(1, 2)]
+)
 def test_nonsense_is_refused(wrong, value):
-    """A negative time, text and booleans."""
-    with pytest.raises((DefinitionError, MiddlewareError), match="number of seconds"):
+    """A negative time, what is no number, text and booleans."""
+    with pytest.raises((DefinitionError, MiddlewareError, JournalError), match="number of seconds"):
         wrong(value)
+
+
+@pytest.mark.parametrize("value", [inf, HUGE, 1e300])
+def test_times_without_end(value):
+    """A limit may be infinite; no sleep can be longer than the calendar."""
+    one = action(name="one")(lambda: 1)
+    for unlimited in (
+        one.with_options(timeout=value), Stage("s", [one], timeout=value), pipeline(one, timeout=value),
+        one.with_options(use=[retry(on=OSError, wait_max=value, timeout=value)]),
+    ):  # fmt: skip
+        assert unlimited.run(timeout=value, suspend_after=value, journal=durable.MemoryJournal())["one"] == 1
+    assert durable.SqliteJournal("r.db", lease=value).lease > 1e299
+    assert durable.purge(durable.MemoryJournal(), value) == 0
+    for wrong in (lambda: Sleep(value), lambda: retry(on=OSError, wait=value), lambda: seconds_of(value, "it is")):
+        with pytest.raises((DefinitionError, MiddlewareError), match="would end after the year 9999"):
+            wrong()
+
+
+def test_a_pause_of_a_function_is_cut_to_the_calendar():
+    """As those that double are."""
+
+    def fails():
+        raise OSError
+
+    runner = FlowRunner()
+    runner.run(
+        action(fails, use=[retry(on=OSError, jitter=False, attempts=2, wait=lambda n: HUGE, wait_max=inf)]), check=False
+    )
+    assert runner.slept == [LAST_SECOND]
+
+
+def test_a_sleep_of_centuries_begins():
+    """In memory, where it is `time.sleep`, which counts nanoseconds in 64 bits."""
+
+    def rings(signum, frame):
+        raise InterruptedError
+
+    def sleeps(call):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        yield Sleep(1e11)
+        yield
+
+    before = signal.signal(signal.SIGALRM, rings)
+    try:
+        with pytest.raises(InterruptedError):
+            action(lambda: 1, name="one", use=[sleeps]).run()
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_lease_and_the_age_of_runs_are_durations():
@@ -155,5 +210,5 @@ def test_a_lease_and_the_age_of_runs_are_durations():
 
 
 def test_the_seconds_of_a_timedelta():
-    """Anything else stays as it is."""
+    """Or a number of them, and nothing else."""
     assert (in_seconds(timedelta(days=1, milliseconds=1)), in_seconds(5), in_seconds(None)) == (86_400.001, 5, None)

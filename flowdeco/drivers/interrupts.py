@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -19,10 +20,11 @@ from typing import Any, Final, cast
 from flowdeco.engine.requests import Gate
 from flowdeco.errors import Cancelled
 
-__all__ = ["Interrupts", "is_cancellation", "pause"]
+__all__ = ["Interrupts", "is_cancellation", "pause", "sleep"]
 
 Handler = Callable[[int, Any], Any]
 
+_LONGEST: Final = 9e9  # seconds: `time.sleep` counts nanoseconds in 64 bits
 _NAMES: Final = ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _SIGNALS: Final = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
@@ -35,6 +37,11 @@ def is_cancellation(error: BaseException) -> bool:
     )
 
 
+def sleep(seconds: float) -> None:
+    """Block for so long, or for 285 years."""
+    time.sleep(min(seconds, _LONGEST))
+
+
 def pause(gate: Gate, look: Callable[[], object], seconds: float) -> None:
     """Sleep until the run is interrupted from outside; `look` raises the interrupt."""
     woken: SimpleQueue[None] = SimpleQueue()  # unlike an event, it may be interrupted at any moment
@@ -43,7 +50,7 @@ def pause(gate: Gate, look: Callable[[], object], seconds: float) -> None:
     try:
         look()
         with suppress(Empty):
-            woken.get(timeout=min(seconds, threading.TIMEOUT_MAX))
+            woken.get(timeout=min(seconds, _LONGEST))
         look()
     finally:
         gate.sleepers.remove(wake)

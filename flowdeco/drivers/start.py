@@ -10,7 +10,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from flowdeco.drivers.interrupts import is_cancellation, pause
+from flowdeco.drivers.interrupts import is_cancellation, pause, sleep
 from flowdeco.drivers.observers import checked_observers, notifier
 from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.generations import Generation, generations
@@ -308,7 +308,7 @@ def _check(inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
         raise DefinitionError(f"executor is a concurrent.futures.Executor, not {shortened(options.executor)}{hint}")
     checked_count(options.limit, "limit", "concurrent calls")
     seconds = in_seconds(options.suspend_after)
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+    if seconds is None or seconds < 0:
         raise DefinitionError(
             f"suspend_after is a number of seconds that is not negative, a timedelta, or math.inf for never, "
             f"not {shortened(options.suspend_after)}"
@@ -352,8 +352,10 @@ class _Start:
         clock = self.options.clock
         if clock is not None:
             return Wall(lambda: clock.time() + clock.epoch, clock.sleep, clock.sleeping)
-        sleep = partial(pause, self.gate, self.gate.raise_cancelled) if durable else time.sleep
-        return Wall(time.time, sleep, _sleeping, in_seconds(self.options.suspend_after) if durable else inf)
+        pausing = partial(pause, self.gate, self.gate.raise_cancelled) if durable else sleep
+        return Wall(
+            time.time, pausing, _sleeping, cast("float", in_seconds(self.options.suspend_after)) if durable else inf
+        )
 
     def terms(self, run: Run, recorder: Recorder | None = None, since: int = 0) -> Terms:
         """Return the terms of a run, and have the run keep the means to resume it."""

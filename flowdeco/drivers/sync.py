@@ -18,7 +18,7 @@ from inspect import GEN_CLOSED, GEN_CREATED, getgeneratorstate
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from flowdeco.drivers.interrupts import Interrupts, pause
+from flowdeco.drivers.interrupts import Interrupts, pause, sleep
 from flowdeco.drivers.start import Evaluated, end
 from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.requests import Await, Deferred, Ended, Fork, Gate, Raised, Request, Save, Sleep
@@ -158,7 +158,7 @@ class Performer:
         if self._is_durable:
             pause(self.gate, self.interrupts.raise_pending, seconds)
         else:
-            time.sleep(seconds)
+            sleep(seconds)
 
     def _awake(self) -> None:
         with suppress(RuntimeError):  # another thread was faster

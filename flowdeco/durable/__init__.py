@@ -118,7 +118,7 @@ def purge(journal: Any, older_than: Duration, status: str | Iterable[str] | None
     space is used again.
     """
     seconds = in_seconds(older_than)
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+    if seconds is None:
         raise DefinitionError(f"older_than is a number of seconds, or a timedelta, not {shortened(older_than)}")
     wanted = None if status is None else checked_tags([status] if isinstance(status, str) else status, "status")
     for unknown in sorted((wanted or frozenset()) - STATUSES):

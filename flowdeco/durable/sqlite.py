@@ -79,7 +79,7 @@ class SqliteJournal:
         if synchronous not in {"NORMAL", "FULL"}:
             raise JournalError(f"synchronous is 'NORMAL' or 'FULL', not {shortened(synchronous)}")
         seconds = in_seconds(lease)
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        if seconds is None or seconds <= 0:
             raise JournalError(f"lease is a positive number of seconds, or a timedelta, not {shortened(lease)}")
         if not (entry is None or isinstance(entry, str)):
             raise JournalError(f"entry is the entry point of a pipeline, such as 'module:flow', not {shortened(entry)}")

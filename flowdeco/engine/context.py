@@ -241,7 +241,7 @@ class Context:
         store, and the next wait for the same key is a new question. Values that actions or stages wrote under the key stay.
         """
         self._check_open("ctx.wait_for")
-        seconds = None if timeout is None else seconds_of(timeout, "timeout= of ctx.wait_for")
+        seconds = None if timeout is None else seconds_of(timeout, "timeout= of ctx.wait_for is")
         if seconds is None and default is not _NO_DEFAULT:
             raise DefinitionError("default= of ctx.wait_for is used after a timeout: give timeout=, in seconds")
         name = key_name(key)
@@ -301,7 +301,7 @@ class Context:
         runs again from its beginning, and continues here when the time has come.
         """
         self._check_open("ctx.sleep")
-        return self._sleep(seconds_of(seconds, "the argument of ctx.sleep"), None)
+        return self._sleep(seconds_of(seconds, "the argument of ctx.sleep is"), None)
 
     def sleep_until(self, when: datetime | float) -> Awaitable[None]:
         """Sleep until a time, which is an aware datetime or in POSIX seconds; otherwise as `sleep`."""

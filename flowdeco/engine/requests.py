@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-from flowdeco.errors import Cancelled, MiddlewareError, meant_by, shortened
-from flowdeco.model.options import Duration, in_seconds
+from flowdeco.errors import Cancelled, MiddlewareError, meant_by
+from flowdeco.model.options import Duration, seconds_of
 from flowdeco.model.tuples import NamedTuple
 
 if TYPE_CHECKING:
@@ -107,12 +107,7 @@ class Sleep:
     __slots__ = ("seconds",)
 
     def __init__(self, seconds: Duration) -> None:
-        length = in_seconds(seconds)
-        if isinstance(length, bool) or not isinstance(length, (int, float)) or not length >= 0:
-            raise MiddlewareError(
-                f"Sleep takes a number of seconds that is not negative, or a timedelta, not {shortened(seconds)}"
-            )
-        self.seconds: float = length
+        self.seconds = seconds_of(seconds, "Sleep takes", MiddlewareError)
 
     def __repr__(self) -> str:
         return f"Sleep({self.seconds!r})"

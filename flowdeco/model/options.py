@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from math import inf
+from math import inf, isnan
 from os import PathLike, fsdecode
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypedDict, cast
 
@@ -97,17 +97,13 @@ Shown: TypeAlias = "bool | Callable[[int, int, str], object] | Bar | None"
 LAST_SECOND: Final = 253_402_300_799.0  # that a datetime can hold
 
 
-def seconds_of(duration: Duration, what: str) -> float:
-    """Return a duration in seconds, checked."""
+def seconds_of(duration: Duration, what: str, error: type[FlowdecoError] = DefinitionError) -> float:
+    """Return the seconds of a sleep, checked; `what` is the sentence's subject and verb, as "the argument is"."""
     seconds = in_seconds(duration)
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
-        raise DefinitionError(
-            f"{what} is a number of seconds that is not negative, or a timedelta, not {shortened(duration)}"
-        )
-    if seconds > LAST_SECOND:  # an integer may be larger than any float
-        raise DefinitionError(
-            f"{what} is a number of seconds, and {shortened(duration)} of them would end after the year 9999"
-        )
+    if seconds is None or seconds < 0:
+        raise error(f"{what} a number of seconds that is not negative, or a timedelta, not {shortened(duration)}")
+    if seconds > LAST_SECOND:
+        raise error(f"{what} a number of seconds, and {shortened(duration)} of them would end after the year 9999")
     return seconds
 
 
@@ -240,23 +236,25 @@ def first_paragraph(docstring: str | None) -> str:
     return inspect.cleandoc(docstring).split("\n\n")[0].strip() if docstring else ""
 
 
-def in_seconds(duration: Any) -> Any:
-    """Return the seconds of a `timedelta`; anything else as it is, for the caller to check."""
-    return duration.total_seconds() if hasattr(duration, "total_seconds") else duration
+def in_seconds(duration: object) -> float | None:
+    """Return a number of seconds, or those of a `timedelta`; None for anything else, and for NaN."""
+    seconds: object = cast("Any", duration).total_seconds() if hasattr(duration, "total_seconds") else duration
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        return None
+    try:
+        return None if isnan(seconds) else seconds
+    except OverflowError:  # an integer that no float can hold
+        return inf if seconds > 0 else -inf
 
 
 def checked_timeout(timeout: Any, option: str = "timeout") -> float | None:
     """Return the timeout in seconds; an infinite one is none."""
+    if timeout is None:
+        return None
     seconds = in_seconds(timeout)
-    if seconds is None:
-        return None
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+    if seconds is None or seconds <= 0:
         raise DefinitionError(f"{option} is a positive number of seconds, or a timedelta, not {shortened(timeout)}")
-    try:
-        seconds = float(seconds)
-    except OverflowError:  # an integer that no float can hold
-        return None
-    return None if seconds == inf else seconds
+    return None if seconds == inf else float(seconds)
 
 
 def checked_selectors(selectors: object, option: str = "skip") -> tuple[str, ...]:
