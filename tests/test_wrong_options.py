@@ -272,6 +272,11 @@ def test_an_insertion_of_something_else_is_answered_with_what_to_write():
             Stage("s", use=[functools.partial(inserting, what=what)]).run()
 
 
+def test_a_stage_without_a_name_is_answered_with_what_to_write():
+    with pytest.raises(DefinitionError, match=r"not \[<Action one>\]: write Stage\('name', \[\.\.\.\]\)$"):
+        Stage([one])
+
+
 def test_a_unit_in_place_of_a_collection_of_units_is_refused():
     """Also a stage, whose actions would become the units."""
     for wrong in (one, Stage("s", [one]), one >> one, parallel(one)):

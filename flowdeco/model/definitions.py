@@ -483,6 +483,10 @@ class Stage(Value, Unit, Parted):
         timeout: Duration | None = None,
         description: str = "",
     ) -> None:
+        if isinstance(cast("object", name), (list, tuple)):
+            raise DefinitionError(
+                f"the name of a stage is a non-empty string, not {shortened(name)}: write Stage('name', [...])"
+            )
         if isinstance(actions, (Unit, str)) or not isinstance(actions, Iterable):
             raise DefinitionError(f"the actions of stage {name!r} are a list, not {shortened(actions)}: write [...]")
         if isinstance(actions, (set, frozenset)):
