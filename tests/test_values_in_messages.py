@@ -19,7 +19,8 @@ from flowdeco import (
     stream,
 )
 from flowdeco.durable import MemoryJournal, SqliteJournal
-from flowdeco.running import RunOptions
+from flowdeco.errors import FlowdecoError
+from flowdeco.model.runnable import TO_RUN
 
 LONGEST = 600
 
@@ -38,9 +39,21 @@ class Unprintable:
         raise ConnectionError("the repr has failed")
 
 
+class Incomparable:
+    """As an array of more than one element."""
+
+    __hash__ = None
+
+    def __bool__(self, other=None):
+        raise ValueError("the truth value is ambiguous")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__
+
+
 VALUES = [
     Endless(),
     Unprintable(),
+    Incomparable(),
     [Endless()],
     [Unprintable()],
     list(range(5_000)),
@@ -72,21 +85,26 @@ def layer(value):
     return yielding
 
 
-def each_option(where, function, call=None):
-    """Calls with one option each, of those in a signature or a typed dict."""
-    typed = hasattr(function, "__required_keys__")
-    names = function.__annotations__ if typed else inspect.signature(function).parameters
-    return {f"{where}({name}=)": lambda value, name=name: (call or function)(**{name: value}) for name in names}
+def each_option(where, names, call):
+    """Calls with one option each: those of a signature that have names, or these."""
+    if callable(names):
+        kinds = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+        names = [name for name, each in inspect.signature(names).parameters.items() if each.kind in kinds]
+    return {f"{where}({name}=)": lambda value, name=name: call(**{name: value}) for name in names}
 
 
 CALLS = {
     **each_option("action", action, lambda **given: action(one, **given)),
+    **each_option(
+        "action in a stage", action, lambda **given: stage(lambda: None if action(**given)(lambda: 1) else None)
+    ),
     **each_option("Stage", Stage, lambda **given: Stage(**{"name": "s", **given})),
+    **each_option("stage", stage, lambda **given: stage(**given)(lambda: None if action(one) else None)),
     **each_option("pipeline", pipeline, lambda **given: pipeline(one, **given)),
     **each_option("parallel", parallel, lambda **given: parallel(one, **given)),
-    **each_option("run", RunOptions, lambda **given: one.run(**given)),
-    **each_option("retry", middleware.retry),
-    **each_option("recover", middleware.recover),
+    **each_option("run", TO_RUN, lambda **given: one.run(**given)),
+    **each_option("retry", middleware.retry, lambda **given: middleware.retry(**{"on": OSError, **given})),
+    **each_option("recover", middleware.recover, lambda **given: middleware.recover(**{"on": OSError, **given})),
     **each_option("SqliteJournal", SqliteJournal, lambda **given: SqliteJournal(**{"path": "runs.db", **given})),
     "@action": action,
     "@stage": stage,
@@ -105,7 +123,9 @@ CALLS = {
     "resume, with a journal": lambda value: one.resume(value, journal=MemoryJournal()),
     "from_stage": lambda value: one.resume("run", journal=MemoryJournal(), from_stage=value),
     "durable.due": lambda value: durable.due(MemoryJournal(), now=value),
-    "durable.runs": lambda value: durable.runs(MemoryJournal(), status=value),
+    "durable.purge": lambda value: durable.purge(MemoryJournal(), value),
+    "durable.purge(status=)": lambda value: durable.purge(MemoryJournal(), 0, status=value),
+    "on_change": lambda value: one.resume("run", journal=MemoryJournal(), on_change=value),
     "ctx.sleep": lambda value: asks.run({"call": lambda ctx: ctx.sleep(value)}),
     "ctx.sleep_until": lambda value: asks.run({"call": lambda ctx: ctx.sleep_until(value)}),
     "ctx.insert": lambda value: asks.run({"call": lambda ctx: ctx.insert(value)}),
@@ -125,7 +145,7 @@ def test_a_value_that_is_wrong_is_shown_in_one_short_line(where, value, tmp_path
     monkeypatch.chdir(tmp_path)
     try:
         CALLS[where](value)
-    except Exception as error:
+    except FlowdecoError as error:
         message = str(error)
         assert "the repr has failed" not in message
         assert len(message.replace(value if type(value) is str else "\0", "")) < LONGEST

@@ -46,6 +46,7 @@ from flowdeco.model.options import (
     checked_selectors,
     checked_timeout,
     in_seconds,
+    is_one_of,
 )
 from flowdeco.model.runnable import Options as RunOptions
 from flowdeco.model.selectors import check_skip
@@ -115,7 +116,7 @@ def resume(
     __tracebackhide__ = True
     if from_stage is not None and not isinstance(from_stage, str):
         raise DefinitionError(f"from_stage is the name of a stage, not {shortened(from_stage)}")
-    if on_change not in ("error", "ignore", "rerun"):
+    if not is_one_of(on_change, "error", "ignore", "rerun"):
         raise DefinitionError(f"on_change is 'error', 'ignore' or 'rerun', not {shortened(on_change)}")
     if isinstance(what, Run) and options.journal is None and what.resumption is not None:
         options = options._replace(journal=what.resumption.journal)
@@ -292,7 +293,7 @@ def _check(inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
         )
     if options.run_id is not None and not (isinstance(options.run_id, str) and options.run_id):
         raise DefinitionError(f"run_id is a non-empty string, or None for a new one, not {shortened(options.run_id)}")
-    if options.if_exists not in ("error", "resume"):
+    if not is_one_of(options.if_exists, "error", "resume"):
         raise DefinitionError(f"if_exists is 'error' or 'resume', not {shortened(options.if_exists)}")
     if options.if_exists == "resume" and (options.journal is None or options.run_id is None):
         raise DefinitionError(

@@ -43,7 +43,7 @@ from flowdeco.errors import (
     shortened,
     suggestion,
 )
-from flowdeco.model.options import Duration, checked_path, in_seconds
+from flowdeco.model.options import Duration, checked_path, in_seconds, is_one_of
 
 __all__ = ["SqliteJournal"]
 
@@ -76,7 +76,7 @@ class SqliteJournal:
             )
         if os.path.isdir(given):
             raise JournalError(f"{given!r} is a folder: give the path of a file, such as 'runs.db'")
-        if synchronous not in {"NORMAL", "FULL"}:
+        if not is_one_of(synchronous, "NORMAL", "FULL"):
             raise JournalError(f"synchronous is 'NORMAL' or 'FULL', not {shortened(synchronous)}")
         seconds = in_seconds(lease)
         if seconds is None or seconds <= 0:
@@ -444,9 +444,9 @@ class SqliteJournal:
 
 def named_codec(codec: str | Codec) -> Codec:
     """Return the codec of that name, or the codec itself."""
-    if codec == "pickle":
+    if is_one_of(codec, "pickle"):
         return PickleCodec()
-    if codec == "json":
+    if is_one_of(codec, "json"):
         from flowdeco.durable.json_codec import JsonCodec
 
         return JsonCodec()

@@ -236,6 +236,11 @@ def first_paragraph(docstring: str | None) -> str:
     return inspect.cleandoc(docstring).split("\n\n")[0].strip() if docstring else ""
 
 
+def is_one_of(value: object, *words: str) -> bool:
+    """Whether it is one of these words; an array would compare with each of its elements."""
+    return isinstance(value, str) and value in words
+
+
 def in_seconds(duration: object) -> float | None:
     """Return a number of seconds, or those of a `timedelta`; None for anything else, and for NaN."""
     seconds: object = cast("Any", duration).total_seconds() if hasattr(duration, "total_seconds") else duration
@@ -326,7 +331,7 @@ def _returns(returns: Any, option: str) -> Returns:
 
 
 def _merge(merge: Any, option: str) -> dict[str, Callable[[Any, Any], Any]]:
-    given: Any = merge or {}
+    given: Any = {} if merge is None else merge
     if not isinstance(given, Mapping) or not all(map(callable, cast("Mapping[Any, Any]", given).values())):
         raise DefinitionError(
             f"{option} maps keys to functions of two values, as {{'key': operator.add}}, not {shortened(merge)}"

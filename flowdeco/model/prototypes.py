@@ -80,7 +80,7 @@ def made_action(function: Any, given: tuple[Any, ...]) -> Action[..., Any]:
 
 
 def _named(given: tuple[Any, ...]) -> dict[str, Any]:
-    return {name: value for name, value, default in zip(_OPTIONS, given, _GIVEN, strict=True) if value != default}
+    return {name: value for name, value, default in zip(_OPTIONS, given, _GIVEN, strict=True) if value is not default}
 
 
 def _is_alike(one: Any, other: Any) -> bool:
