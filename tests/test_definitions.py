@@ -224,6 +224,26 @@ def test_what_is_no_function_cannot_be_an_action(wrong):
 # -- bind, with_options
 
 
+def test_a_call_with_bound_positional_only_parameters_fills_the_others_as_python_does():
+    """With arguments in their order, then defaults; and it says which are missing."""
+
+    @action
+    def given(a=1, b=2, /, c=3):
+        return a, b, c
+
+    @action
+    def needed(a, b, c=3, /, *rest):
+        return a, b, c, rest
+
+    assert [given.bind(b=5)(), given.bind(b=5)(7), given.bind(a=5)(c=7), given.bind(a=5)(6, 7)] == [
+        (1, 5, 3), (7, 5, 3), (5, 2, 7), (5, 6, 7)
+    ]  # fmt: skip
+    assert [needed.bind(b=5)(1), needed.bind(b=5)(1, 2, 4)] == [(1, 5, 3, ()), (1, 5, 2, (4,))]
+    for wrong in (lambda: needed.bind(b=5)(), lambda: needed.bind(c=5)()):
+        with pytest.raises(TypeError, match=r"^needed\(\) missing positional-only arguments: 'a'"):
+            wrong()
+
+
 def test_bind_fixes_parameters_and_leaves_the_original_alone(run):
     """Calling applies them, as `partial` does; a later bind overrides."""
     assert (BOUND(1), BOUND(1, y=7), add(1)) == (6, 8, 1)

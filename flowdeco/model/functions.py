@@ -123,13 +123,16 @@ def bindable(function: Any, name: str) -> tuple[str, ...] | None:
 
 def call_bound(function: Any, bound: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Call with some values fixed, as `functools.partial` would, positional-only parameters included."""
-    first = [
-        p.name for p in inspect.signature(function).parameters.values() if p.kind is inspect.Parameter.POSITIONAL_ONLY
-    ]
-    if not any(name in bound for name in first):
+    parameters = inspect.signature(function).parameters.values()
+    first = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY}
+    if first.keys().isdisjoint(bound):
         return function(*args, **{**bound, **kwargs})
     rest = iter(args)
-    leading = [bound[name] if name in bound else next(rest) for name in first]
+    leading = [bound[name] if name in bound else next(rest, default) for name, default in first.items()]
+    missing = [name for name, value in zip(first, leading, strict=True) if value is inspect.Parameter.empty]
+    if missing:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise TypeError(f"{name}() missing positional-only arguments: {', '.join(map(repr, missing))}")
     others = {name: value for name, value in bound.items() if name not in first}
     return function(*leading, *rest, **{**others, **kwargs})
 
